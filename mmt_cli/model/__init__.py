@@ -1,0 +1,1 @@
+"""The shared core: configuration, vision tower, fusion, blocks, cache. It ends at logits."""

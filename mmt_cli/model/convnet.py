@@ -1,0 +1,95 @@
+"""EfficientNet-Lite0's feature extractor (Tan & Le 2019; the Lite variants drop squeeze-excitation and use ReLU6).
+
+B batch, C channels, H height, W width.
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Per stage: expansion, kernel, stride of the first block, output channels, number of blocks.
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1_280
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and, where `activated`, ReLU6."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activated: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.conv = nn.Conv2d(channels, out_channels, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
+        self.norm.num_batches_tracked = None  # only a momentum of None would read it
+        self.activation = nn.ReLU6(inplace=True) if activated else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return BCHW, the sides divided by the stride and rounded up."""
+        height, width = x_BCHW.shape[-2:]
+        x_BCHW = functional.pad(x_BCHW, (*self._padding(width), *self._padding(height)))
+        return cast("Tensor", self.activation(self.norm(self.conv(x_BCHW))))
+
+    def _padding(self, size: int) -> tuple[int, int]:
+        """Return TensorFlow's SAME padding, whose odd pixel goes to the end; the weights were trained with it."""
+        total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+        return total // 2, total - total // 2
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel by itself, project (MobileNetV2's block)."""
+
+    def __init__(self, channels: int, out_channels: int, *, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.expand = ConvNorm(channels, hidden) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(hidden, hidden, kernel=kernel, stride=stride, groups=hidden)
+        self.project = ConvNorm(hidden, out_channels, activated=False)
+        self.skip = stride == 1 and channels == out_channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return BCHW, the sides divided by the stride and rounded up."""
+        y_BCHW = cast("Tensor", self.project(self.depthwise(self.expand(x_BCHW))))
+        return x_BCHW + y_BCHW if self.skip else y_BCHW
+
+
+class EfficientNetLite0(nn.Module):
+    """Pixels to the last feature map: a 32nd of each side, 1,280 channels, 3.4 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3, STEM_CHANNELS, kernel=3, stride=2)
+        self.blocks = nn.ModuleList()
+        channels = STEM_CHANNELS
+        for expansion, kernel, first_stride, out_channels, repeats in STAGES:
+            for index in range(repeats):
+                stride = first_stride if index == 0 else 1
+                block = InvertedResidual(channels, out_channels, expansion=expansion, kernel=kernel, stride=stride)
+                self.blocks.append(block)
+                channels = out_channels
+        self.head = ConvNorm(channels, HEAD_CHANNELS)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the feature map, B x 1280 x H/32 x W/32."""
+        x_BCHW = self.stem(pixels_BCHW)
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW)
+        return cast("Tensor", self.head(x_BCHW))

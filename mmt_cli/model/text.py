@@ -1,0 +1,42 @@
+"""Text in and out: token embedding with learned positions, and the vocabulary head.
+
+B batch, T text tokens, L sequence, D width, V vocabulary.
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmt_cli.model.config import TextConfig
+from mmt_cli.model.position import learned_positions
+
+
+class TextEmbedding(nn.Module):
+    """Token ids and their positions → vectors."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.block.width)
+        self.positions = learned_positions(config.max_length, config.block.width)
+        self.dropout = nn.Dropout(config.block.dropout)
+
+    def forward(self, token_ids_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """Return text_BTD."""
+        return cast("Tensor", self.dropout(self.tokens(token_ids_BT) + self.positions[position_BT]))
+
+
+class VocabularyHead(nn.Module):
+    """Final norm and the map to the vocabulary, whose matrix may be the token embedding's (tied)."""
+
+    def __init__(self, config: TextConfig, tokens: nn.Embedding) -> None:
+        super().__init__()
+        width, vocabulary = config.block.width, config.vocab_size
+        self.norm = nn.LayerNorm(width, eps=config.block.norm_eps) if config.final_norm else nn.Identity()
+        self.projection = nn.Linear(width, vocabulary, bias=config.head_bias)
+        if config.head == "tied":
+            self.projection.weight = tokens.weight
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return logits_BLV, float32 whatever the model computes in."""
+        return functional.linear(self.norm(x_BLD), self.projection.weight, self.projection.bias).float()
