@@ -5,6 +5,7 @@ B batch, C channels, H height, W width.
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,12 +45,28 @@ class ConvNorm(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return BCHW, the sides divided by the stride and rounded up."""
-        height, width = x_BCHW.shape[-2:]
-        x_BCHW = functional.pad(x_BCHW, (*self._padding(width), *self._padding(height)))
-        return cast("Tensor", self.activation(self.norm(self.conv(x_BCHW))))
+        if self.norm.training:
+            x_BCHW = self.norm(self._convolve(x_BCHW, self.conv.weight, None))
+        else:
+            # With fixed statistics the norm is one factor and one summand a channel: folded into the convolution
+            # it saves a pass over the largest tensors of the tower.
+            mean_C, variance_C = self.norm.running_mean, self.norm.running_var
+            assert mean_C is not None and variance_C is not None, "a batch norm without statistics"
+            scale_C = self.norm.weight * torch.rsqrt(variance_C + self.norm.eps)
+            bias_C = self.norm.bias - mean_C * scale_C
+            x_BCHW = self._convolve(x_BCHW, self.conv.weight * scale_C[:, None, None, None], bias_C)
+        return cast("Tensor", self.activation(x_BCHW))
+
+    def _convolve(self, x_BCHW: Tensor, weight: Tensor, bias_C: Tensor | None) -> Tensor:
+        """Convolve with TensorFlow's SAME padding, with which the weights were trained: an odd pixel goes to the end."""
+        (top, bottom), (left, right) = (self._padding(size) for size in x_BCHW.shape[-2:])
+        if top != bottom or left != right:
+            x_BCHW = functional.pad(x_BCHW, (left, right, top, bottom))
+            top = left = 0
+        return functional.conv2d(x_BCHW, weight, bias_C, self.stride, (top, left), groups=self.conv.groups)
 
     def _padding(self, size: int) -> tuple[int, int]:
-        """Return TensorFlow's SAME padding, whose odd pixel goes to the end; the weights were trained with it."""
+        """Return the pixels to add before and behind."""
         total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
         return total // 2, total - total // 2
 

@@ -5,6 +5,7 @@ B batch, T text tokens, L sequence, D width, V vocabulary.
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +18,9 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.block.width)
+        # The constructor would draw random numbers, which on the meta device imports torch's compiler: seconds.
+        shape = (config.vocab_size, config.block.width)
+        self.tokens = nn.Embedding(*shape, _weight=torch.zeros(shape))
         self.positions = learned_positions(config.max_length, config.block.width)
         self.dropout = nn.Dropout(config.block.dropout)
 

@@ -1,0 +1,1 @@
+"""Image and prompt in, captions out: sources, runs, records, and the Python face."""

@@ -1,0 +1,90 @@
+"""What decoding drives: the model behind a prompt and an image, with or without a cache.
+
+B items, R rows (beams, draws), T text tokens, N image tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmt_cli.decoding.generate import Stepper
+from mmt_cli.model.transformer import MultimodalTransformer
+
+
+class CachedStepper:
+    """Reads the prompt once and then one token a step."""
+
+    def __init__(
+        self, model: MultimodalTransformer, image_BND: Tensor, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> None:
+        self.model = model
+        self.image_BND = image_BND
+        self.token_ids_BT, self.valid_BT = pad(prompt_ids, image_BND.device)
+        self.capacity = self.token_ids_BT.shape[1] + max_new_tokens
+
+    def start(self) -> Tensor:
+        """Return logits_BV after the prompts."""
+        logits_BV, self.cache = self.model.prefill(
+            self.token_ids_BT, self.image_BND, valid_BT=self.valid_BT, capacity=self.capacity
+        )
+        return logits_BV
+
+    def step(self, token_ids_R: Tensor) -> Tensor:
+        """Return logits_RV after one more token a row."""
+        logits_RV = self.model.step(token_ids_R.to(self.image_BND.device)[:, None], self.cache)
+        self.cache.advance(1)
+        return logits_RV
+
+    def reorder(self, row_R: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.cache.reorder(row_R.to(self.image_BND.device))
+
+
+class RecomputeStepper:
+    """Reads everything again at each step: for models without a cache, and the reference for those with one."""
+
+    def __init__(
+        self, model: MultimodalTransformer, image_BND: Tensor, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> None:
+        self.model = model
+        self.image_RND = image_BND
+        self.rows = [list(ids) for ids in prompt_ids]
+
+    def start(self) -> Tensor:
+        """Return logits_BV after the prompts."""
+        token_ids_RT, valid_RT = pad(self.rows, self.image_RND.device)
+        logits_RTV = self.model.read(token_ids_RT, self.image_RND, valid_BT=valid_RT)
+        if logits_RTV.shape[1] == 1:
+            return logits_RTV[:, 0]
+        last_R = torch.tensor([len(row) - 1 for row in self.rows], device=logits_RTV.device)
+        return logits_RTV[torch.arange(len(self.rows), device=logits_RTV.device), last_R]
+
+    def step(self, token_ids_R: Tensor) -> Tensor:
+        """Return logits_RV after one more token a row."""
+        for row, token in zip(self.rows, token_ids_R.tolist(), strict=True):
+            row.append(token)
+        return self.start()
+
+    def reorder(self, row_R: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.rows = [list(self.rows[row]) for row in row_R.tolist()]
+        self.image_RND = self.image_RND[row_R.to(self.image_RND.device)]
+
+
+def build_stepper(
+    model: MultimodalTransformer, image_BND: Tensor, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+) -> Stepper:
+    """Return the quickest stepper that is exact for this model."""
+    kind = CachedStepper if model.config.cacheable else RecomputeStepper
+    return kind(model, image_BND, prompt_ids, max_new_tokens)
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return token_ids_BT with zeros behind the shorter rows, and valid_BT, None when all are of one length."""
+    longest = max(map(len, rows))
+    token_ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    if all(len(row) == longest for row in rows):
+        return token_ids_BT, None
+    length_B = torch.tensor([len(row) for row in rows], device=device)
+    return token_ids_BT, torch.arange(longest, device=device)[None] < length_B[:, None]

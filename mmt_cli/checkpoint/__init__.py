@@ -1,0 +1,1 @@
+"""Checkpoint folders: found, checked, read and written."""

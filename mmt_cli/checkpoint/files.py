@@ -1,0 +1,94 @@
+"""Files of a checkpoint folder: JSON in, JSON and tensors out, never half there."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmt_cli.errors import ModelError, shown
+
+WEIGHTS = "model.safetensors"
+MAX_JSON_BYTES = 1024 * 1024
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ModelError: no such regular file, over 1 MiB, not UTF-8, not strict JSON, not an object.
+    """
+    try:
+        if not path.is_file():
+            raise ModelError(f"a file is missing ({path}, found no regular file); give a checkpoint folder")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"a file is too large ({path}, allowed {MAX_JSON_BYTES} bytes); use another")
+        data = strict_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"a file cannot be read ({path}, {str(error)[:120]}); mend or replace it") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"a file holds no JSON object ({path}, found {type(data).__name__}); mend or replace it")
+    return data
+
+
+def strict_json(text: str) -> Any:
+    """Return the JSON value in `text`.
+
+    Raises:
+        ValueError: no JSON, a key twice in one object, or a lone surrogate, which UTF-8 cannot hold.
+        RecursionError: nested too deeply.
+    """
+    data = json.loads(text, object_pairs_hook=_unique)
+    json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone surrogate fails here
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {shown(key)} stands there twice")
+        result[key] = value
+    return result
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Return indented JSON with a closing newline, as our folders hold it."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def write_folder(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write files into a folder so that a reader finds the old folder or the new one, never a mixture cut short.
+
+    A new folder is made under a temporary name and renamed; in one that exists, all files are complete on the disk
+    before the first is renamed over its predecessor, in the given order: name the weights last.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, write in writers.items():
+            write(temporary / name)
+            (temporary / name).chmod(0o644)  # safetensors keeps its files to their owner
+            _flush(temporary / name)
+        _flush(temporary)
+        if folder.exists():
+            for name in writers:
+                (temporary / name).replace(folder / name)
+            _flush(folder)
+        else:
+            temporary.rename(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

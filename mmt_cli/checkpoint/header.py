@@ -1,0 +1,131 @@
+"""The header of a safetensors file, read by hand: no torch, no tensor data, and strict.
+
+Format: https://github.com/huggingface/safetensors, 8 bytes of header length (little-endian), a JSON header, the data.
+"""
+
+import math
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmt_cli.checkpoint.files import strict_json
+from mmt_cli.errors import ModelError, shown
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_TENSORS = 100_000
+MAX_NODES = 4 * MAX_TENSORS  # a tensor takes an object and two lists; brackets in names count as well
+DTYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64"), 8),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One tensor as the header describes it: dtype in safetensors' spelling, shape, size in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """All tensors of one file in the order of their names, and its metadata."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of one safetensors file.
+
+    Raises:
+        ModelError: no regular file, a header that is cut, over its bounds or not strict JSON, more than 100,000 tensors,
+            an unknown dtype, or data that overlaps, leaves holes or does not end where the file ends.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ModelError(f"the weights are no regular file ({path}, mode {stat.filemode(mode)}); give a file")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise _broken(path, f"header of {length} bytes, allowed {MAX_HEADER_BYTES}")
+            if 8 + length > size:
+                raise _broken(path, f"header ends at byte {8 + length}, the file at {size}")
+            raw = file.read(length)
+    except OSError as error:
+        raise ModelError(f"the weights cannot be read ({path}, {error.strerror}); check the path") from error
+    nodes = raw.count(b"[") + raw.count(b"{")
+    if nodes > MAX_NODES:  # sixteen mebibytes of empty lists would take half a gigabyte
+        raise _broken(path, f"{nodes} lists and objects, allowed {MAX_NODES}")
+    data = _parse(raw, path)
+    metadata = data.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(path, "__metadata__ is no map of strings")
+    if len(data) > MAX_TENSORS:
+        raise _broken(path, f"{len(data)} tensors, allowed {MAX_TENSORS}")
+    spans = []
+    tensors = {}
+    for name, entry in data.items():
+        tensors[name], span = _tensor(name, entry, path)
+        spans.append(span)
+    _check_spans(sorted(spans), size - 8 - length, path)
+    return Header(tensors=dict(sorted(tensors.items())), metadata=metadata)
+
+
+def _broken(path: Path, what: str) -> ModelError:
+    return ModelError(f"broken safetensors file ({str(path)!r}, {what}); fetch or save it again")
+
+
+def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        data = strict_json(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"header is no strict JSON: {str(error)[:80]}") from error
+    if not isinstance(data, dict):
+        raise _broken(path, "header is no JSON object")
+    return data
+
+
+def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _broken(path, f"entry of {shown(name)} is not dtype, shape, data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise _broken(path, f"dtype of {shown(name)} is unknown: {shown(dtype)}")
+    if not _counts(shape) or len(shape) > 16:
+        raise _broken(path, f"shape of {shown(name)} is no list of at most 16 sizes")
+    if not _counts(offsets) or len(offsets) != 2:
+        raise _broken(path, f"data_offsets of {shown(name)} are no two numbers")
+    nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    if math.prod(filter(None, shape)) >= 2**63:  # overflows in other readers, even where a size of 0 makes it nothing
+        raise _broken(path, f"shape of {shown(name)} is too large: {shown(shape)}")
+    if offsets[1] - offsets[0] != nbytes:
+        raise _broken(path, f"{shown(name)} holds {offsets[1] - offsets[0]} bytes, its shape needs {nbytes}")
+    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), nbytes=nbytes), (offsets[0], offsets[1])
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _check_spans(spans: list[tuple[int, int]], size: int, path: Path) -> None:
+    end = 0
+    for start, stop in spans:
+        if start != end:
+            raise _broken(path, f"data {'overlaps' if start < end else 'leaves a hole'} at byte {start}")
+        end = stop
+    if end != size:
+        raise _broken(path, f"tensors end at data byte {end}, the file at {size}")

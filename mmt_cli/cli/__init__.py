@@ -1,0 +1,1 @@
+"""The commands of `mmt`: each parses, calls what is below, and prints."""

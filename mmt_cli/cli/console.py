@@ -1,0 +1,157 @@
+"""What goes to the terminal: results on stdout, everything else on stderr."""
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Self, TextIO
+
+from mmt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+# Control, format (bidi marks, zero-width marks), lone surrogates, line and paragraph separators.
+_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINER = "\u200d"
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return `text` with everything escaped that could steer a terminal or hide what is there.
+
+    Escape codes, bidi marks, newlines and bytes of no encoding become `\x1b`, `\u202e`, `\n`, `\xff`. Letters of
+    every script stay, and the joiner that emoji are built with. For rich, wrap the result in `rich.text.Text`,
+    which reads no `[markup]`.
+
+    Args:
+        text: a file name, a caption, metadata: anything from outside.
+        keep: control characters to leave alone, such as the tab of a `path<TAB>caption` line.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or not _is_unsafe(c) else _escape(c) for c in text)
+
+
+def _is_unsafe(character: str) -> bool:
+    return character != _JOINER and unicodedata.category(character) in _UNSAFE
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not in the file system's encoding
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _keep_bytes(error: UnicodeError) -> tuple[bytes, int]:
+    """Encode what a stream's encoding cannot: bytes of file names as they were, other characters escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    out = b""
+    for character in error.object[error.start : error.end]:
+        code = ord(character)
+        is_byte = 0xDC80 <= code <= 0xDCFF
+        out += bytes([code - 0xDC00]) if is_byte else character.encode("ascii", "backslashreplace")
+    return out, error.end
+
+
+def prepare_streams() -> None:
+    """Make stdout carry every file name, and fill closed standard streams.
+
+    A closed descriptor 0, 1 or 2 would be handed to the next file that is opened, and what a library writes to
+    stdout or stderr would land in it.
+
+    Raises:
+        UsageError: stdout is closed, so the results could go nowhere.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 — open for the life of the process
+    if sys.stdout is None:
+        raise UsageError("stdout is closed (the results go there); redirect it to a file, a pipe or /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("mmt_keep_bytes", _keep_bytes)
+        sys.stdout.reconfigure(errors="mmt_keep_bytes")
+
+
+def use_colour(stream: TextIO | None) -> bool:
+    """Say whether to style what goes to `stream`: NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def emit(text: str) -> None:
+    """Write results to stdout at once and as they are; on a terminal all but tabs and newlines is made `printable`.
+
+    Raises:
+        OSError: stdout takes no more: a full disk, a closed pipe.
+    """
+    sys.stdout.write(printable(text, keep="\t\n") if sys.stdout.isatty() else text)
+    flush()
+
+
+def flush() -> None:
+    """Send written results on their way.
+
+    Raises:
+        OSError: stdout takes no more: a full disk, a closed pipe.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def note(line: str) -> None:
+    """Write one line for people to stderr; a stderr that takes no more does not end the run."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(printable(line) + "\n")
+        sys.stderr.flush()
+
+
+class Progress:
+    """A running count of images on stderr, where that is a terminal and the results go elsewhere.
+
+    Where both go to the terminal the results themselves show how far the run is, and a bar would write over them.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._bar: Bar | None = None
+        if not quiet and sys.stderr.isatty() and not sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar = _bar()
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._task = self._bar.add_task("", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self) -> None:
+        """Count one more image."""
+        if self._bar:
+            self._bar.advance(self._task)
+
+    def note(self, line: str) -> None:
+        """Write one line to stderr, above the bar where there is one."""
+        if self._bar:
+            self._bar.console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            note(line)
+
+
+def _bar() -> "Bar":
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("images: {task.completed}"), TimeElapsedColumn())
+    # Results go to stdout untouched: rich must not take it over while the bar is shown.
+    return Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)

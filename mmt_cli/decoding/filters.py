@@ -1,0 +1,165 @@
+"""Logit filters: small callables that change the scores of the next token before one is chosen.
+
+Shapes: R rows (texts being written), V vocabulary, T tokens so far (prompt, then generated, padded on the left),
+W windows of N tokens. Scores are float32: logits in greedy search and sampling, log-probabilities in beam search;
+a token that is ruled out has -inf. A filter returns a new tensor and leaves its argument as it was.
+
+Each does what the logits processor of the same name does in transformers 5.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mmt_cli.decoding.options import GenerationOptions
+
+_PADDING = torch.iinfo(torch.int64).max  # above every vocabulary, so it equals no token and is cut off with `clamp`
+
+
+class History:
+    """The token ids of each row so far: its prompt, then what was generated, which is equally long in every row.
+
+    Attributes:
+        ids_RT: int64; a row with a shorter prompt is padded on the left with an id that is no token.
+        generated: Tokens generated so far.
+    """
+
+    def __init__(self, prompt_ids: Sequence[Sequence[int]], device: torch.device) -> None:
+        longest = max(map(len, prompt_ids))
+        padded = [[_PADDING] * (longest - len(ids)) + list(ids) for ids in prompt_ids]
+        self.ids_RT = torch.tensor(padded, dtype=torch.int64, device=device)
+        self.generated = 0
+
+    def keep(self, row_R: Tensor) -> None:
+        """Take these rows, in this order, from now on."""
+        self.ids_RT = self.ids_RT[row_R]
+
+    def append(self, token_R: Tensor) -> None:
+        """Add one generated token to each row."""
+        self.ids_RT = torch.cat((self.ids_RT, token_R[:, None]), dim=1)
+        self.generated += 1
+
+
+class Filter(Protocol):
+    """Changes scores_RV (float32), given what the rows hold so far."""
+
+    def __call__(self, scores_RV: Tensor, history: History, /) -> Tensor:
+        """Return the changed scores_RV."""
+
+
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Make tokens that a row already holds less likely (Keskar et al. 2019, arXiv:1909.05858)."""
+
+    penalty: float
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Divide positive scores of these tokens by the penalty and multiply negative ones."""
+        changed_RV = torch.where(scores_RV < 0, scores_RV * self.penalty, scores_RV / self.penalty)
+        return torch.where(_marked(history.ids_RT, scores_RV), changed_RV, scores_RV)
+
+
+@dataclass(frozen=True)
+class NoRepeatNgram:
+    """Rule out tokens that would complete a run of `size` tokens that a row already holds."""
+
+    size: int
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Rule out the last token of each window that begins with the row's last size - 1 tokens."""
+        ids_RT = history.ids_RT
+        length = ids_RT.shape[1]
+        if length < self.size:
+            return scores_RV
+        window_RWN = ids_RT.unfold(1, self.size, 1)
+        begins_alike_RW = (window_RWN[..., :-1] == ids_RT[:, None, length + 1 - self.size :]).all(dim=-1)
+        banned_RW = window_RWN[..., -1].masked_fill(~begins_alike_RW, _PADDING)
+        return scores_RV.masked_fill(_marked(banned_RW, scores_RV), -math.inf)
+
+
+@dataclass(frozen=True)
+class MinNewTokens:
+    """Rule out the end tokens until `count` tokens are generated."""
+
+    count: int
+    end_token_ids: tuple[int, ...]
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Rule out the end tokens while the text is shorter; ids beyond the vocabulary are passed over."""
+        if history.generated >= self.count:
+            return scores_RV
+        inside = [token for token in self.end_token_ids if token < scores_RV.shape[1]]
+        return scores_RV.index_fill(1, torch.tensor(inside, dtype=torch.int64, device=scores_RV.device), -math.inf)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Sharpen (below 1) or flatten (above 1) the distribution."""
+
+    temperature: float
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Divide the scores by the temperature."""
+        return scores_RV / self.temperature
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the k best tokens (Fan et al. 2018, arXiv:1805.04833), and those that tie with the last of them."""
+
+    k: int
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Rule out what scores less than the k-th best token."""
+        kth_best_R1 = scores_RV.topk(min(self.k, scores_RV.shape[1])).values[:, -1:]
+        return scores_RV.masked_fill(scores_RV < kth_best_R1, -math.inf)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Keep the fewest most likely tokens that together reach probability p (Holtzman et al. 2020, arXiv:1904.09751)."""
+
+    p: float
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Rule out the unlikely tokens whose probabilities add up to no more than 1 - p; the best one stays."""
+        ascending_RV, token_RV = scores_RV.sort(dim=-1)
+        tail_RV = ascending_RV.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.p
+        tail_RV[:, -1] = False
+        return scores_RV.masked_fill(tail_RV.scatter(1, token_RV, tail_RV), -math.inf)
+
+
+def build_filters(options: GenerationOptions) -> list[Filter]:
+    """The filters that the options ask for, in the order in which transformers applies them."""
+    filters: list[Filter] = []
+    if options.repetition_penalty != 1.0:
+        filters.append(RepetitionPenalty(options.repetition_penalty))
+    if options.no_repeat_ngram_size > 0:
+        filters.append(NoRepeatNgram(options.no_repeat_ngram_size))
+    if options.min_new_tokens > 0 and options.end_token_ids:
+        filters.append(MinNewTokens(options.min_new_tokens, options.end_token_ids))
+    if options.temperature is not None and options.temperature != 1.0:
+        filters.append(Temperature(options.temperature))
+    if options.top_k:
+        filters.append(TopK(options.top_k))
+    if options.top_p is not None and options.top_p < 1.0:
+        filters.append(TopP(options.top_p))
+    return filters
+
+
+def apply_filters(filters: Sequence[Filter], scores_RV: Tensor, history: History) -> Tensor:
+    """Run scores_RV through the filters, one after the other."""
+    for logit_filter in filters:
+        scores_RV = logit_filter(scores_RV, history)
+    return scores_RV
+
+
+def _marked(ids_RX: Tensor, scores_RV: Tensor) -> Tensor:
+    """Mask_RV (bool): True at each row's ids; ids beyond the vocabulary (image placeholders, padding) mark nothing."""
+    rows, vocabulary = scores_RV.shape
+    mask_RV = torch.zeros(rows, vocabulary + 1, dtype=torch.bool, device=scores_RV.device)
+    return mask_RV.scatter_(1, ids_RX.clamp(max=vocabulary), True)[:, :vocabulary]

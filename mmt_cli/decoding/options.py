@@ -1,0 +1,149 @@
+"""How a text is to be written: the options of generation, checked when they are built.
+
+Names and meaning are those of transformers' `GenerationConfig`, but for `num_captions` (there `num_return_sequences`)
+and `end_token_ids` (there `eos_token_id`). This module imports no torch: the command line reads its defaults from here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from mmt_cli.errors import UsageError
+
+_LONGEST = 1_000_000  # new tokens; together with the next bound it keeps length ** length_penalty finite
+_STEEPEST_LENGTH_PENALTY = 20.0
+_MOST_ROWS = 1000  # beams or captions of one item
+_SMALLEST_FACTOR, _LARGEST_FACTOR = 1e-5, 1e5  # logits divided or multiplied by more extreme ones may overflow float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """Options of one generation, the same for every item of a batch.
+
+    One beam and none of temperature, top_k and top_p is greedy search; any of these three given turns sampling on;
+    more than one beam is beam search. The two do not combine.
+
+    Attributes:
+        max_new_tokens: Most tokens generated after the prompt; 0 generates nothing.
+        min_new_tokens: No end token before this many tokens.
+        num_beams: Beams kept for each item.
+        length_penalty: Beam search divides a sum of log-probabilities by length ** length_penalty (tokens generated).
+        early_stopping: When beam search ends an item that has num_beams finished texts: True at once, False when the
+            best open beam, scored at its present length, is no better than the worst of them, "never" when it could
+            not become better at any length.
+        temperature: Divides the logits.
+        top_k: Only the k most likely tokens may be drawn; 0 allows all of them.
+        top_p: Only the fewest most likely tokens that together reach this probability may be drawn.
+        repetition_penalty: Above 1 makes tokens of the prompt and of the text so far less likely, below 1 more likely.
+        no_repeat_ngram_size: No run of this many tokens twice in prompt and text; 0 allows it.
+        num_captions: Texts for each item: the best of its beams, or as many draws.
+        end_token_ids: Tokens that end a text.
+
+    Raises:
+        UsageError: A value out of its bounds or of the wrong type, or values that exclude each other.
+    """
+
+    max_new_tokens: int = 30
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    num_captions: int = 1
+    end_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        self._check_combinations()
+
+    @property
+    def sampling(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+
+    def to_json(self) -> dict[str, Any]:
+        """All options as values that JSON can hold."""
+        return {**dataclasses.asdict(self), "end_token_ids": list(self.end_token_ids)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The options written by `to_json`; what is absent keeps its default.
+
+        Raises:
+            UsageError: A key that is no option, or a bad value.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [key for key in values if key not in known]:
+            raise UsageError(f"unknown generation option {unknown[0]!r}; use one of {', '.join(known)}")
+        given = dict(values)
+        if isinstance(given.get("end_token_ids"), list):
+            given["end_token_ids"] = tuple(given["end_token_ids"])
+        return cls(**given)
+
+    def _check_values(self) -> None:
+        _require_integer("max_new_tokens", self.max_new_tokens, at_least=0, at_most=_LONGEST)
+        _require_integer("min_new_tokens", self.min_new_tokens, at_least=0)
+        _require_integer("num_beams", self.num_beams, at_least=1, at_most=_MOST_ROWS)
+        _require_integer("num_captions", self.num_captions, at_least=1, at_most=_MOST_ROWS)
+        _require_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, at_least=0)
+        steepest = _STEEPEST_LENGTH_PENALTY
+        _require_number("length_penalty", self.length_penalty, at_least=-steepest, at_most=steepest)
+        smallest, largest = _SMALLEST_FACTOR, _LARGEST_FACTOR
+        _require_number("repetition_penalty", self.repetition_penalty, at_least=smallest, at_most=largest)
+        if self.temperature is not None:
+            _require_number("temperature", self.temperature, at_least=smallest, at_most=largest)
+        if self.top_k is not None:
+            _require_integer("top_k", self.top_k, at_least=0)
+        if self.top_p is not None:
+            _require_number("top_p", self.top_p, above=0.0, at_most=1.0)
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+            raise UsageError(f'early_stopping is {self.early_stopping!r}; use true, false or "never"')
+        if not isinstance(self.end_token_ids, tuple):
+            raise UsageError(f"end_token_ids is {self.end_token_ids!r}; use a list of token ids")
+        for token in self.end_token_ids:
+            _require_integer("end_token_ids", token, at_least=0)
+
+    def _check_combinations(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UsageError(
+                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}; "
+                "lower the first or raise the second"
+            )
+        if self.num_beams > 1 and self.sampling:
+            raise UsageError(
+                f"num_beams {self.num_beams} does not combine with sampling (temperature {self.temperature}, "
+                f"top_k {self.top_k}, top_p {self.top_p}); use one beam, or leave these three out"
+            )
+        if self.num_captions > self.num_beams and not self.sampling:
+            raise UsageError(
+                f"num_captions {self.num_captions} is more than num_beams {self.num_beams}; "
+                "use at least as many beams, or sample with temperature, top_k or top_p"
+            )
+
+
+def _require_integer(name: str, value: object, *, at_least: int, at_most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} is {value!r}; use a whole number")
+    if value < at_least:
+        raise UsageError(f"{name} is {value}; use at least {at_least}")
+    if at_most is not None and value > at_most:
+        raise UsageError(f"{name} is {value}; use at most {at_most}")
+
+
+def _require_number(
+    name: str, value: object, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} is {value!r}; use a number")
+    if not value >= at_least:  # written so that NaN fails
+        raise UsageError(f"{name} is {value}; use at least {at_least:g}")
+    if value <= above:
+        raise UsageError(f"{name} is {value}; use more than {above:g}")
+    if value > at_most:
+        raise UsageError(f"{name} is {value}; use at most {at_most:g}")

@@ -1,0 +1,1 @@
+"""What goes into the model: images as pixels, text as token ids."""

@@ -1,0 +1,234 @@
+"""What a checkpoint or preset is made of: its tensors by module and by modality.
+
+A file is read by its header alone; only a preset, which has no file, is built (without memory), and needs torch.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mmt_cli.checkpoint.header import TensorInfo, read_header
+from mmt_cli.checkpoint.reference import open_reference
+from mmt_cli.model.presets import preset
+
+Modality = Literal["vision", "connector", "text", "cross"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+_PRESET = "preset:"
+_DATA_FLOW = ("vision", "connector", "text", "blocks", "head")
+_CROSS = "cross_attention"
+_BUFFERS = ("running_mean", "running_var")
+# A tensor of one of these names belongs to the module before it; any other is a row of its own, such as `positions`.
+_MEMBERS = ("weight", "bias", *_BUFFERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One tensor: its name split at the dots (ours, where the family is known), and what the header says of it."""
+
+    path: tuple[str, ...]
+    modality: Modality | None
+    info: TensorInfo
+
+    @property
+    def parameters(self) -> int:
+        """Elements that training changes: those of buffers, such as batch-norm statistics, are none."""
+        return 0 if self.path[-1] in _BUFFERS else self.info.parameters
+
+    def place(self, depth: int) -> tuple[tuple[str, ...], str]:
+        """Return the module that stands for this tensor at `depth`, and what of it, where that is only a part."""
+        module = self.path[:-1] if self.path[-1] in _MEMBERS and len(self.path) > 1 else self.path
+        if self.modality != "cross" or _CROSS in module[:depth]:
+            return module[:depth], ""
+        # Cross-attention stands by itself at every depth, or modules would be of two modalities.
+        hidden = module.index(_CROSS) - depth
+        return module[:depth], ".*" * hidden + f".{_CROSS}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Totals over some tensors.
+
+    Attributes:
+        name: dotted name of the module; `*` stands for every number at its place.
+        modality: None where the tensors' names are not ours, or of several modalities.
+        parameters: elements that training changes.
+        dtype: as safetensors spells it; several are joined, the one with most bytes first.
+        nbytes: size of all tensors, buffers included.
+    """
+
+    name: str
+    modality: Modality | None
+    parameters: int
+    dtype: str
+    nbytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract's record of a module."""
+        return {
+            "name": self.name,
+            "modality": self.modality,
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "bytes": self.nbytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the module tree: a module, or the sum over those indented below it."""
+
+    indent: int
+    label: str
+    part: Part
+    is_sum: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All that the header of a checkpoint, or the shape of a preset, tells."""
+
+    model: str
+    format: str
+    entries: tuple[Entry, ...]
+    metadata: dict[str, str]
+
+    @property
+    def total(self) -> Part:
+        """The sum over everything."""
+        return _part(self.model, self.entries)
+
+    def modalities(self) -> list[Part]:
+        """Return the sums by modality, in the order of the data's flow; none where modalities are unknown."""
+        groups = {name: [entry for entry in self.entries if entry.modality == name] for name in MODALITIES}
+        return [_part(name, members) for name, members in groups.items() if members]
+
+    def modules(self, depth: int) -> list[Part]:
+        """Return modules down to `depth` names deep; each tensor is in exactly one, so that they add up."""
+        return [row.part for row in self.tree(depth) if not row.is_sum]
+
+    def tree(self, depth: int) -> list[Row]:
+        """Return the modules down to `depth`, each group of them below a row with its sum."""
+        # By module and by what of it is meant, which is None for the sum over everything below it.
+        members: dict[tuple[tuple[str, ...], str | None], list[Entry]] = {}
+        for entry in self.entries:
+            place = entry.place(depth)
+            sums = [(place[0][:level], None) for level in range(1, len(place[0]))]
+            for key in (place, *sums):
+                members.setdefault(key, []).append(entry)
+        rows = []
+        for module, which in sorted(members, key=lambda key: (_order(key[0]), key[1] or "", key[1] is not None)):
+            suffix = which or ""
+            # A module with tensors of its own beside its submodules: the first row is the sum, the second is these.
+            own = which == "" and (module, None) in members
+            rows.append(
+                Row(
+                    indent=len(module) - (not own),
+                    label="(own)" if own else module[-1] + suffix,
+                    part=_part(".".join(module) + suffix, members[module, which]),
+                    is_sum=which is None,
+                )
+            )
+        return rows
+
+    def to_json(self, depth: int) -> dict[str, Any]:
+        """Return the contract's record; tensors keep the names they have in the file."""
+        total = self.total
+        return {
+            "model": self.model,
+            "format": self.format,
+            "parameters": total.parameters,
+            "bytes": total.nbytes,
+            "modules": [part.to_json() for part in self.modules(depth)],
+            "tensors": [
+                {
+                    "name": entry.info.name,
+                    "dtype": entry.info.dtype,
+                    "shape": list(entry.info.shape),
+                    "parameters": entry.parameters,
+                    "bytes": entry.info.nbytes,
+                }
+                for entry in self.entries
+            ],
+            "metadata": self.metadata,
+        }
+
+
+def summarise(reference: str) -> Summary:
+    """Look into a model without reading any weight.
+
+    Args:
+        reference: a bundled name, a folder, a `.safetensors` file (one without a `config.json` beside it is shown by
+            the names it holds, of no known modality), or `preset:NAME`.
+
+    Raises:
+        ModelError: nothing is there, or config or header are broken or belong to no known family.
+        UsageError: no such preset.
+    """
+    if reference.startswith(_PRESET):
+        tensors = {info.name: info for info in _preset_tensors(reference.removeprefix(_PRESET))}
+        return Summary(model=reference, format="preset", entries=_entries(tensors), metadata={})
+    path = Path(reference)
+    is_file = path.suffix == ".safetensors" and path.exists() and not path.is_dir()
+    if is_file and not (path.parent / "config.json").exists():
+        header = read_header(path)
+        bare = tuple(Entry(path=_split(n), modality=None, info=info) for n, info in header.tensors.items())
+        return Summary(model=path.stem, format="safetensors", entries=bare, metadata=header.metadata)
+    source = open_reference(reference)
+    return Summary(
+        model=source.name, format=source.family.name, entries=_entries(source.tensors), metadata=source.metadata
+    )
+
+
+def _preset_tensors(name: str) -> Iterator[TensorInfo]:
+    config = preset(name)
+    import torch
+
+    from mmt_cli.model.transformer import MultimodalTransformer
+
+    with torch.device("meta"):
+        model = MultimodalTransformer(config)
+    # Both iterators give a tensor that has two names, such as a tied head's, once.
+    for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        shape = tuple(tensor.shape)
+        yield TensorInfo(name=tensor_name, dtype="F32", shape=shape, nbytes=tensor.numel() * tensor.element_size())
+
+
+def _entries(tensors: dict[str, TensorInfo]) -> tuple[Entry, ...]:
+    return tuple(Entry(path=_split(name), modality=_modality(_split(name)), info=i) for name, i in tensors.items())
+
+
+def _split(name: str) -> tuple[str, ...]:
+    return tuple(name.split("."))
+
+
+def _modality(path: tuple[str, ...]) -> Modality:
+    """Return what a tensor of our own naming works on; the blocks, which write the text, count as text."""
+    if _CROSS in path:
+        return "cross"
+    if path[0] == "vision":
+        return "vision"
+    return "connector" if path[0] == "connector" else "text"
+
+
+def _part(name: str, members: Iterable[Entry]) -> Part:
+    entries = list(members)
+    modalities = {entry.modality for entry in entries}
+    size_of: dict[str, int] = {}
+    for entry in entries:
+        size_of[entry.info.dtype] = size_of.get(entry.info.dtype, 0) + entry.info.nbytes
+    return Part(
+        name=name,
+        modality=modalities.pop() if len(modalities) == 1 else None,
+        parameters=sum(entry.parameters for entry in entries),
+        dtype=", ".join(sorted(size_of, key=lambda dtype: -size_of[dtype])),
+        nbytes=sum(size_of.values()),
+    )
+
+
+def _order(module: tuple[str, ...]) -> tuple[int, list[tuple[bool, int, str]]]:
+    """Return the sort key: parts as data flows through them, numbers by their value."""
+    rank = _DATA_FLOW.index(module[0]) if module[0] in _DATA_FLOW else len(_DATA_FLOW)
+    # A longer number is the larger one; int() refuses those of thousands of digits.
+    return rank, [(not part.isdecimal(), len(part) if part.isdecimal() else 0, part) for part in module]

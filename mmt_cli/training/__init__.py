@@ -1,0 +1,1 @@
+"""From images with captions to a checkpoint."""
