@@ -50,8 +50,8 @@ def read_header(path: Path) -> Header:
     """Read and check the header of one safetensors file.
 
     Raises:
-        ModelError: no regular file, a header that is cut, over its bounds or not strict JSON, more than 100,000 tensors,
-            an unknown dtype, or data that overlaps, leaves holes or does not end where the file ends.
+        ModelError: no regular file, a header that is cut, over its bounds or not strict JSON, more than 100,000
+            tensors, an unknown dtype, or data that overlaps, leaves holes or does not end where the file ends.
     """
     try:
         mode = path.stat().st_mode

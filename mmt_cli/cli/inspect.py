@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from mmt_cli.inspection.summary import Part, Summary
 
+_MOST_ROWS = 1000  # nobody reads more, and drawing them takes long
 Format = Literal["table", "json"]
 
 Reference = Annotated[
@@ -53,9 +54,12 @@ def inspect(
 
 def _module_table(summary: "Summary", depth: int) -> "Table":
     table = tables.new_table("module", "modality", "parameters", "share", "dtype", "bytes", left=2)
-    for row in summary.tree(depth):
+    rows = summary.tree(depth)
+    for row in rows[:_MOST_ROWS]:
         label = "  " * row.indent + row.label
         table.add_row(tables.cell(label), row.part.modality or "", *_figures(row.part, summary))
+    if len(rows) > _MOST_ROWS:
+        table.add_row(f"… {len(rows) - _MOST_ROWS:,} more rows, all of them with -f json")
     table.add_section()
     table.add_row("total", "", *_figures(summary.total, summary), style="bold")
     return table

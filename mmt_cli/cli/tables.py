@@ -9,15 +9,18 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_LONGEST_CELL = 200  # characters; tensor names may have a million
+_NARROWEST = 9  # characters of a name where the terminal is too narrow for everything
 _STEP = 1000
 _ROUNDS_UP = 999.5
 
 
 def cell(content: str, *, style: str = "") -> "Text":
-    """Return text for a table: rich reads no markup in it, and nothing in it steers the terminal."""
+    """Return text for a table: rich reads no markup in it, nothing in it steers the terminal, and its end is cut."""
     from rich.text import Text
 
-    return Text(console.printable(content), style=style)
+    shown = content if len(content) <= _LONGEST_CELL else content[:_LONGEST_CELL] + "…"
+    return Text(console.printable(shown), style=style)
 
 
 def new_table(*columns: str, left: int = 1) -> "Table":
@@ -28,7 +31,7 @@ def new_table(*columns: str, left: int = 1) -> "Table":
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
     for index, name in enumerate(columns):
         if index < left:
-            table.add_column(name, overflow="fold", no_wrap=index > 0)
+            table.add_column(name, overflow="fold", no_wrap=index > 0, min_width=_NARROWEST)
         else:
             table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -161,9 +161,8 @@ def _write_rows(
 def _search_beams(rows: _Rows, num_items: int, options: GenerationOptions) -> list[list[Generated]]:
     """Beam search: the beams of an item compete, and leave together when the item is done."""
     filters = build_filters(options)
-    # Even if each end token is among the candidates of every beam, enough others are left to go on with. Two of each
-    # beam where nothing ends is what transformers takes: among equal scores the number decides which come first.
-    count = options.num_beams * max(2, 1 + len(options.end_token_ids))
+    # Even if each end token is among the candidates of every beam, enough others are left to go on with.
+    count = options.num_beams * (1 + len(options.end_token_ids))
     items = [BeamItem(options) for _ in range(num_items)]
     live = items
     while live:

@@ -3,6 +3,7 @@
 A file is read by its header alone; only a preset, which has no file, is built (without memory), and needs torch.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ def summarise(reference: str) -> Summary:
         tensors = {info.name: info for info in _preset_tensors(reference.removeprefix(_PRESET))}
         return Summary(model=reference, format="preset", entries=_entries(tensors), metadata={})
     path = Path(reference)
-    is_file = path.suffix == ".safetensors" and path.exists() and not path.is_dir()
+    is_file = path.suffix == ".safetensors" and os.path.isfile(path)  # noqa: PTH113 — Path.is_file raises for long names
     if is_file and not (path.parent / "config.json").exists():
         header = read_header(path)
         bare = tuple(Entry(path=_split(n), modality=None, info=info) for n, info in header.tensors.items())

@@ -58,7 +58,7 @@ class ConvNorm(nn.Module):
         return cast("Tensor", self.activation(x_BCHW))
 
     def _convolve(self, x_BCHW: Tensor, weight: Tensor, bias_C: Tensor | None) -> Tensor:
-        """Convolve with TensorFlow's SAME padding, with which the weights were trained: an odd pixel goes to the end."""
+        """Convolve with TensorFlow's SAME padding, as the weights were trained: an odd pixel goes to the end."""
         (top, bottom), (left, right) = (self._padding(size) for size in x_BCHW.shape[-2:])
         if top != bottom or left != right:
             x_BCHW = functional.pad(x_BCHW, (left, right, top, bottom))

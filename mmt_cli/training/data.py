@@ -242,11 +242,11 @@ def _tar_captions(file: BinaryIO, path: Path, parts: _Parts) -> tuple[str, ...]:
     if ".json" in texts:
         record = json_object(*texts[".json"])
         # img2dataset writes both, and the JSON need not hold a caption.
-        if ".txt" not in texts or not record.keys().isdisjoint(("caption", "captions")):
+        if not record.keys().isdisjoint(("caption", "captions")):
             return record_captions(record, texts[".json"][1])
     if ".txt" in texts:
         return text_captions(*texts[".txt"])
-    raise DataError(f"{shown(path / parts['image'].name)} has no captions; add a .json or .txt member with its key")
+    raise DataError(f"{shown(path / parts['image'].name)} has no captions; give its key a .json or .txt with some")
 
 
 def _attempt(make: Callable[..., Example], *args: object) -> Example | DataError:

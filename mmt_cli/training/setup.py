@@ -64,7 +64,8 @@ def _new(options: TrainOptions, examples: Sequence[Example], device: torch.devic
         model=model.to(device),
         tokenizer=tokenizer,
         preprocessing=default_preprocessing(config),
-        generation=GenerationOptions(num_beams=3, end_token_ids=(tokenizer.eos_id,)),
+        # Beams would have a model without a cache read everything again for each of them.
+        generation=GenerationOptions(num_beams=3 if config.cacheable else 1, end_token_ids=(tokenizer.eos_id,)),
     )
 
 

@@ -1,0 +1,87 @@
+"""Generation options: what they refuse, and their way through JSON."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from mmt_cli.decoding.options import GenerationOptions
+from mmt_cli.errors import UsageError
+
+
+def test_defaults_are_greedy_with_thirty_new_tokens() -> None:
+    options = GenerationOptions()
+    assert (options.max_new_tokens, options.num_beams, options.num_captions) == (30, 1, 1)
+    assert not options.sampling
+
+
+@pytest.mark.parametrize("values", [{"temperature": 1.0}, {"top_k": 0}, {"top_p": 1.0}])
+def test_any_of_the_three_turns_sampling_on(values: dict[str, Any]) -> None:
+    assert GenerationOptions(**values).sampling
+
+
+def test_options_survive_json() -> None:
+    options = GenerationOptions(num_beams=3, early_stopping="never", num_captions=2, end_token_ids=(2, 5))
+    assert options.to_json()["end_token_ids"] == [2, 5]
+    assert GenerationOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+    assert GenerationOptions.from_json({}) == GenerationOptions()
+
+
+def test_an_unknown_key_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"'num_beems'.*num_beams"):
+        GenerationOptions.from_json({"max_new_tokens": 3, "num_beems": 2})
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"num_beams": 2, "num_captions": 3}, ["num_captions 3", "num_beams 2"]),
+        ({"num_captions": 3}, ["num_captions 3", "num_beams 1"]),
+        ({"num_beams": 4, "temperature": 0.5}, ["num_beams 4", "temperature 0.5"]),
+        ({"num_beams": 4, "top_k": 7}, ["num_beams 4", "top_k 7"]),
+        ({"num_beams": 4, "top_p": 0.5}, ["num_beams 4", "top_p 0.5"]),
+        ({"min_new_tokens": 31}, ["min_new_tokens 31", "max_new_tokens 30"]),
+        ({"temperature": 0.0}, ["temperature is 0.0", "1e-05"]),
+        ({"temperature": -1.0}, ["temperature is -1.0", "1e-05"]),
+        ({"temperature": float("nan")}, ["temperature is nan"]),
+        ({"temperature": 10**400}, ["temperature is 1000", "100000"]),
+        ({"top_p": 0.0}, ["top_p is 0.0", "more than 0"]),
+        ({"top_p": 1.5}, ["top_p is 1.5", "at most 1"]),
+        ({"top_k": -1}, ["top_k is -1", "at least 0"]),
+        ({"top_k": 2.5}, ["top_k is 2.5", "whole number"]),
+        ({"repetition_penalty": 0}, ["repetition_penalty is 0", "1e-05"]),
+        ({"repetition_penalty": float("inf")}, ["repetition_penalty is inf", "100000"]),
+        ({"length_penalty": 1000}, ["length_penalty is 1000", "at most 20"]),
+        ({"length_penalty": -1000}, ["length_penalty is -1000", "at least -20"]),
+        ({"length_penalty": "1"}, ["length_penalty is '1'", "number"]),
+        ({"max_new_tokens": -1}, ["max_new_tokens is -1", "at least 0"]),
+        ({"max_new_tokens": 10**9}, ["max_new_tokens is 1000000000", "at most 1000000"]),
+        ({"max_new_tokens": True}, ["max_new_tokens is True"]),
+        ({"min_new_tokens": -1}, ["min_new_tokens is -1"]),
+        ({"num_beams": 0}, ["num_beams is 0", "at least 1"]),
+        ({"num_beams": 10**9}, ["num_beams is 1000000000", "at most 1000"]),
+        ({"num_captions": 0}, ["num_captions is 0", "at least 1"]),
+        ({"num_captions": 10**9, "top_k": 1}, ["num_captions is 1000000000", "at most 1000"]),
+        ({"no_repeat_ngram_size": -1}, ["no_repeat_ngram_size is -1"]),
+        ({"early_stopping": "always"}, ["early_stopping is 'always'", "never"]),
+        ({"early_stopping": 1}, ["early_stopping is 1", "never"]),
+        ({"end_token_ids": 2}, ["end_token_ids is 2", "list"]),
+        ({"end_token_ids": (-1,)}, ["end_token_ids is -1"]),
+        ({"end_token_ids": ("2",)}, ["end_token_ids is '2'"]),
+    ],
+)
+def test_bad_values_are_refused_in_one_line_that_names_them(values: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        GenerationOptions(**values)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "; " in message
+    for part in named:
+        assert part in message
+
+
+def test_the_module_imports_no_torch() -> None:
+    code = "import sys, mmt_cli.decoding.options; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
