@@ -226,7 +226,7 @@ def measure(workload: Workload, options: BenchOptions) -> BatchResult:
         for _ in range(options.repetitions):
             workload.caption(watch)
     peak = peak_memory(captioner.device)
-    counted = _count(workload) if options.layers else {}
+    counted = _count(workload)
     rows = {
         n: layer_rows(n, workload.batch_size, watch.samples[n], counted.get(n, ()))
         for n in PHASES

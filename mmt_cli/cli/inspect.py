@@ -1,6 +1,7 @@
 """`mmt inspect`: parses, calls, prints."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,7 +11,7 @@ from mmt_cli.cli import console, options, tables
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmt_cli.inspection.summary import Part, Summary
+    from mmt_cli.inspection.summary import Part, Row
 
 _MOST_ROWS = 1000  # nobody reads more, and drawing them takes long
 Format = Literal["table", "json"]
@@ -38,46 +39,39 @@ def inspect(
     if output_format == "json":
         console.emit(json.dumps(summary.to_json(depth)) + "\n")
         return
-    total = summary.total
+    total, modalities = summary.total, summary.modalities()
     title = (
         f"{summary.model} ({summary.format}): {total.parameters:,} parameters, "
         f"{tables.quantity(total.nbytes, 'B')} in {len(summary.entries):,} tensors"
     )
-    lines = [f"{key}: {value}" for key, value in summary.metadata.items()]
     tables.show(
         tables.cell(title, style="bold"),
-        _module_table(summary, depth),
-        *([_modality_table(summary)] if summary.modalities() else []),
-        *(tables.cell(line) for line in lines),
+        _module_table(summary.tree(depth), total),
+        *([_modality_table(modalities, total)] if modalities else []),
+        *(tables.cell(f"{key}: {value}") for key, value in summary.metadata.items()),
     )
 
 
-def _module_table(summary: "Summary", depth: int) -> "Table":
+def _module_table(rows: "Sequence[Row]", total: "Part") -> "Table":
     table = tables.new_table("module", "modality", "parameters", "share", "dtype", "bytes", left=2)
-    rows = summary.tree(depth)
     for row in rows[:_MOST_ROWS]:
         label = "  " * row.indent + row.label
-        table.add_row(tables.cell(label), row.part.modality or "", *_figures(row.part, summary))
+        table.add_row(tables.cell(label), row.part.modality or "", *_figures(row.part, total))
     if len(rows) > _MOST_ROWS:
         table.add_row(f"… {len(rows) - _MOST_ROWS:,} more rows, all of them with -f json")
     table.add_section()
-    table.add_row("total", "", *_figures(summary.total, summary), style="bold")
+    table.add_row("total", "", *_figures(total, total), style="bold")
     return table
 
 
-def _modality_table(summary: "Summary") -> "Table":
+def _modality_table(modalities: "Sequence[Part]", total: "Part") -> "Table":
     table = tables.new_table("modality", "parameters", "share", "dtype", "bytes")
-    for part in summary.modalities():
-        table.add_row(part.name, *_figures(part, summary))
+    for part in modalities:
+        table.add_row(part.name, *_figures(part, total))
     return table
 
 
-def _figures(part: "Part", summary: "Summary") -> tuple[str, str, str, str]:
+def _figures(part: "Part", total: "Part") -> tuple[str, str, str, str]:
     """Return the cells that all rows share; the share is of the parameters."""
-    parameters = summary.total.parameters
-    return (
-        f"{part.parameters:,}",
-        tables.share(part.parameters, parameters),
-        part.dtype,
-        tables.quantity(part.nbytes, "B"),
-    )
+    share = tables.share(part.parameters, total.parameters)
+    return f"{part.parameters:,}", share, part.dtype, tables.quantity(part.nbytes, "B")

@@ -2,74 +2,97 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mmt_cli.cli import console
-from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads, choice, real, text, whole
+from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads, choice, flag, real, text, whole
 from mmt_cli.cli.train_progress import TrainProgress
 from mmt_cli.errors import UsageError
 from mmt_cli.training.options import TrainOptions
 
-START, RECIPE, RUN = "Start from", "Recipe", "Run"
+DATA, START, RECIPE, RUN = "Data and output", "Start from", "Recipe", "Run"
+
+
+Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Tar shards, .jsonl, folders with .txt files.")]
+Out = Annotated[str, text("--out", "-o", section=DATA, metavar="DIR", help="Checkpoint folder to write.")]
+Val = Annotated[list[str] | None, text("--val", section=DATA, metavar="DATA", help="Data to score on; may come again.")]
+
+Preset = Annotated[str | None, text("--preset", section=START, metavar="NAME", help="mini, tiny or seed.")]
+Config = Annotated[str | None, text("--config", section=START, metavar="FILE", help="Model configuration in TOML.")]
+Init = Annotated[str | None, text("--init", section=START, metavar="MODEL", help="Trained model to go on from.")]
+VisionInit = Annotated[
+    str | None, text("--vision-init", section=START, metavar="FILE", help="Weights of the image tower alone.")
+]
+Tokenizer = Annotated[
+    str | None, text("--tokenizer", section=START, metavar="PATH", help="Tokenizer; else one is trained.")
+]
+Settings = Annotated[
+    list[str] | None, text("--set", section=START, metavar="KEY=VALUE", help="Change the preset; may come again.")
+]
+
+Epochs = Annotated[float, real("--epochs", section=RECIPE, help="Times each image is seen.")]
+Steps = Annotated[int | None, whole("--steps", minimum=1, section=RECIPE, help="Optimizer steps, instead of epochs.")]
+BatchSize = Annotated[
+    int, whole("--batch-size", "-b", minimum=1, section=RECIPE, help="Images a step, with all their captions.")
+]
+Lr = Annotated[float, real("--lr", section=RECIPE, help="Highest learning rate.")]
+Warmup = Annotated[int, whole("--warmup", minimum=0, section=RECIPE, help="Steps to reach it; then a cosine.")]
+WeightDecay = Annotated[float, real("--weight-decay", section=RECIPE, help="AdamW's, on matrices.")]
+GradClip = Annotated[float, real("--grad-clip", section=RECIPE, help="Largest norm of the gradient.")]
+LabelSmoothing = Annotated[
+    float, real("--label-smoothing", section=RECIPE, help="Share of probability spread over all words.")
+]
+Dropout = Annotated[float | None, real("--dropout", section=RECIPE, help="In every block.  [default: the model's]")]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    choice("--precision", choices=("float32", "bfloat16"), section=RECIPE, help="bfloat16: autocast."),
+]
+Freeze = Annotated[
+    Literal["none", "vision", "text"],
+    choice("--freeze", choices=("none", "vision", "text"), section=RECIPE, help="Part that keeps its weights."),
+]
+CacheFeatures = Annotated[bool, flag("--cache-features", section=RECIPE, help="Run a frozen tower once an image.")]
+EvalEvery = Annotated[
+    int | None, whole("--eval-every", minimum=1, section=RUN, help="Steps between scores.  [default: one epoch]")
+]
+SaveDtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    choice(
+        "--save-dtype",
+        choices=("float32", "bfloat16", "float16"),
+        section=RUN,
+        metavar="NAME",
+        help="Of matrices in DIR.",
+    ),
+]
 
 
 def train(
-    data: Annotated[list[str], typer.Argument(metavar="DATA…", help="Tar shards, folders with .txt sidecars, .jsonl.")],
-    out: Annotated[str, text("--out", "-o", metavar="DIR", help="Checkpoint folder to write.")],
-    val: Annotated[list[str] | None, text("--val", metavar="DATA", help="Data to score on; may come again.")] = None,
-    preset: Annotated[str | None, text("--preset", section=START, metavar="NAME", help="mini, tiny or seed.")] = None,
-    config: Annotated[
-        str | None, text("--config", section=START, metavar="FILE", help="Model configuration in TOML.")
-    ] = None,
-    init: Annotated[
-        str | None, text("--init", section=START, metavar="MODEL", help="Trained model to go on from.")
-    ] = None,
-    vision_init: Annotated[
-        str | None, text("--vision-init", section=START, metavar="FILE", help="Weights of the image tower alone.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, text("--tokenizer", section=START, metavar="PATH", help="Tokenizer; else one is trained.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, text("--set", section=START, metavar="KEY=VALUE", help="Change the preset; may come again.")
-    ] = None,
-    epochs: Annotated[float, real("--epochs", section=RECIPE, help="Times each image is seen.")] = 10,
-    steps: Annotated[
-        int | None, whole("--steps", minimum=1, section=RECIPE, help="Optimizer steps, instead of epochs.")
-    ] = None,
-    batch_size: Annotated[
-        int, whole("--batch-size", "-b", minimum=1, section=RECIPE, help="Images a step, with all their captions.")
-    ] = 32,
-    lr: Annotated[float, real("--lr", section=RECIPE, help="Highest learning rate.")] = 5e-4,
-    warmup: Annotated[
-        int, whole("--warmup", minimum=0, section=RECIPE, help="Steps to reach it; then a cosine.")
-    ] = 200,
-    weight_decay: Annotated[float, real("--weight-decay", section=RECIPE, help="AdamW's, on matrices.")] = 0.05,
-    grad_clip: Annotated[float, real("--grad-clip", section=RECIPE, help="Largest norm of the gradient.")] = 1.0,
-    label_smoothing: Annotated[
-        float, real("--label-smoothing", section=RECIPE, help="Share of probability spread over all words.")
-    ] = 0.1,
-    dropout: Annotated[
-        float | None, real("--dropout", section=RECIPE, help="In every block, the model's own if left out.")
-    ] = None,
-    precision: Annotated[
-        str, choice("--precision", choices=("float32", "bfloat16"), section=RECIPE, help="Autocast or none.")
-    ] = "float32",
-    freeze: Annotated[
-        str, choice("--freeze", choices=("none", "vision", "text"), section=RECIPE, help="Part that keeps its weights.")
-    ] = "none",
-    cache_features: Annotated[
-        bool, typer.Option("--cache-features", rich_help_panel=RECIPE, help="Run a frozen tower once an image.")
-    ] = False,
-    eval_every: Annotated[
-        int | None, whole("--eval-every", minimum=1, section=RUN, help="Steps between scores.  [default: one epoch]")
-    ] = None,
-    save_dtype: Annotated[
-        str,
-        choice("--save-dtype", choices=("float32", "bfloat16", "float16"), section=RUN, help="Of the matrices in DIR."),
-    ] = "float32",
+    data: Data,
+    out: Out,
+    val: Val = None,
+    preset: Preset = None,
+    config: Config = None,
+    init: Init = None,
+    vision_init: VisionInit = None,
+    tokenizer: Tokenizer = None,
+    set_: Settings = None,
+    epochs: Epochs = 10,
+    steps: Steps = None,
+    batch_size: BatchSize = 32,
+    lr: Lr = 5e-4,
+    warmup: Warmup = 200,
+    weight_decay: WeightDecay = 0.05,
+    grad_clip: GradClip = 1.0,
+    label_smoothing: LabelSmoothing = 0.1,
+    dropout: Dropout = None,
+    precision: Precision = "float32",
+    freeze: Freeze = "none",
+    cache_features: CacheFeatures = False,
+    eval_every: EvalEvery = None,
+    save_dtype: SaveDtype = "float32",
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -82,10 +105,10 @@ def train(
         out=Path(out),
         val=tuple(val or ()),
         preset=preset,
-        config=None if config is None else Path(config),
+        config=_path(config),
         init=init,
         settings=_settings(set_ or []),
-        vision_init=None if vision_init is None else Path(vision_init),
+        vision_init=_path(vision_init),
         tokenizer=tokenizer,
         epochs=epochs,
         steps=steps,
@@ -96,14 +119,18 @@ def train(
         grad_clip=grad_clip,
         label_smoothing=label_smoothing,
         dropout=dropout,
-        precision=precision,  # type: ignore[arg-type]
-        freeze=freeze,  # type: ignore[arg-type]
+        precision=precision,
+        freeze=freeze,
         cache_features=cache_features,
         eval_every=eval_every,
-        save_dtype=save_dtype,  # type: ignore[arg-type]
+        save_dtype=save_dtype,
         device=device,
         seed=seed,
     )
+    _run(options, threads=threads, quiet=quiet)
+
+
+def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
     from mmt_cli.device import set_threads
     from mmt_cli.training.loop import Trainer
 
@@ -113,6 +140,10 @@ def train(
         for event in trainer.run():
             progress.show(event)
     console.emit(f"{options.out}\n")
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -113,21 +113,21 @@ class Summary:
         """Return the modules down to `depth`, each group of them below a row with its sum."""
         # By module and by what of it is meant, which is None for the sum over everything below it.
         members: dict[tuple[tuple[str, ...], str | None], list[Entry]] = {}
-        for entry in self.entries:
-            place = entry.place(depth)
-            sums = [(place[0][:level], None) for level in range(1, len(place[0]))]
-            for key in (place, *sums):
+        places = [entry.place(depth) for entry in self.entries]
+        inner = {module[:level] for module, _ in places for level in range(1, len(module))}
+        for entry, (module, suffix) in zip(self.entries, places, strict=True):
+            above = (module[:level] for level in range(1, len(module) + 1))
+            for key in ((module, suffix), *((name, None) for name in above if name in inner)):
                 members.setdefault(key, []).append(entry)
         rows = []
         for module, which in sorted(members, key=lambda key: (_order(key[0]), key[1] or "", key[1] is not None)):
-            suffix = which or ""
             # A module with tensors of its own beside its submodules: the first row is the sum, the second is these.
             own = which == "" and (module, None) in members
             rows.append(
                 Row(
                     indent=len(module) - (not own),
-                    label="(own)" if own else module[-1] + suffix,
-                    part=_part(".".join(module) + suffix, members[module, which]),
+                    label="(own)" if own else module[-1] + (which or ""),
+                    part=_part(".".join(module) + (which or ""), members[module, which]),
                     is_sum=which is None,
                 )
             )

@@ -18,7 +18,6 @@ class Context:
 
     mask_B1QK: Tensor | None = None
     memory_BMD: Tensor | None = None
-    memory_mask_B11M: Tensor | None = None
     cache: LayerCache | None = None
     start: int = 0  # first free slot of the cache
 
@@ -72,7 +71,7 @@ class CrossAttention(Attention):
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
         k_BHME, v_BHME = self._memory(context)
-        return self.attend(self.split(self.q(x_BLD)), k_BHME, v_BHME, context.memory_mask_B11M)
+        return self.attend(self.split(self.q(x_BLD)), k_BHME, v_BHME, None)
 
     def _memory(self, context: Context) -> tuple[Tensor, Tensor]:
         if context.cache is not None and context.cache.memory_kv is not None:

@@ -3,7 +3,6 @@
 B batch, Q queries, K keys.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -23,8 +22,3 @@ def visibility_mask(step_BQ: Tensor, step_BK: Tensor, valid_BK: Tensor | None) -
     if valid_BK is not None:
         mask_BQK = mask_BQK & valid_BK[:, None, :]
     return None if bool(mask_BQK.all()) else mask_BQK[:, None]
-
-
-def key_mask(valid_BK: Tensor | None) -> Tensor | None:
-    """Return the mask_B11K that hides padding keys from every query, or None when there is none to hide."""
-    return None if valid_BK is None or bool(torch.all(valid_BK)) else valid_BK[:, None, None, :]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from mmt_cli.captioning.sources import natural_key
 from mmt_cli.errors import DataError
 from mmt_cli.inputs.image import IMAGE_SUFFIXES
 from mmt_cli.training.records import (
@@ -21,8 +22,8 @@ from mmt_cli.training.records import (
     json_object,
     locate,
     os_errors_named,
+    printable,
     record_captions,
-    shown,
     text_captions,
 )
 
@@ -53,7 +54,7 @@ class Example:
             data = file.read() if self.size is None else file.read(self.size)
         if unchanged and self.size in (None, len(data)):
             return data
-        raise DataError(f"{shown(self.file)} changed since it was indexed; leave it as it is and start again")
+        raise DataError(f"{printable(self.file)} changed since it was indexed; leave it as it is and start again")
 
 
 def open_dataset(sources: Sequence[str | os.PathLike[str]]) -> list[Example]:
@@ -85,7 +86,7 @@ def expand_braces(source: str) -> list[str]:
     texts, ranges = _BRACES.split(source)[::3], _BRACES.findall(source)
     names = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
     if names > MAX_BRACE_NAMES:
-        raise DataError(f"{shown(source)} stands for {names} names, more than {MAX_BRACE_NAMES}; shorten the range")
+        raise DataError(f"{printable(source)} stands for {names} names, more than {MAX_BRACE_NAMES}; shorten the range")
     pieces = [
         [text + number for number in _brace_numbers(*ends)] for text, ends in zip(texts[:-1], ranges, strict=True)
     ]
@@ -111,12 +112,12 @@ def _read_source(source: str) -> Iterator[Example | DataError]:
         yield error
     else:
         if not found:
-            yield DataError(f"no images in {shown(source)}; name a data set that has some")
+            yield DataError(f"no images in {printable(source)}; name a data set that has some")
 
 
 def _reader(source: str) -> "_Reader":
     if is_url(source):
-        raise DataError(f"{shown(source)} is a URL; download it and name the file")
+        raise DataError(f"{printable(source)} is a URL; download it and name the file")
     path = Path(source)
     with os_errors_named(source):
         if path.is_dir():
@@ -125,7 +126,7 @@ def _reader(source: str) -> "_Reader":
             return _READERS[path.suffix.lower()]
         path.stat()
     known = ", ".join(_READERS)
-    raise DataError(f"{shown(source)} is not a data set that can be read; name a folder of images or a file {known}")
+    raise DataError(f"{printable(source)} is not a data set that can be read; name a folder of images or a {known}")
 
 
 def _read_folder(folder: Path) -> Iterator[Example | DataError]:
@@ -133,26 +134,19 @@ def _read_folder(folder: Path) -> Iterator[Example | DataError]:
     root = folder.resolve()
     with os_errors_named(folder):
         names = {entry.name for entry in root.iterdir()}
-    for name in sorted(names, key=_natural_order):
+    for name in sorted(names, key=natural_key):
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
             yield _attempt(_folder_example, folder, root, name, names)
-
-
-def _natural_order(name: str) -> tuple[list[str | int], str]:
-    """photo2 before photo10; the name itself decides between photo2 and photo02."""
-    pieces: list[str | int] = list(re.split("([0-9]+)", name.lower()))
-    pieces[1::2] = [int(digits) for digits in re.findall("[0-9]+", name)]
-    return pieces, name
 
 
 def _folder_example(folder: Path, root: Path, name: str, names: set[str]) -> Example:
     sidecar = Path(name).with_suffix(".txt").name
     if sidecar not in names:
-        raise DataError(f"{shown(folder / name)} has no captions; write them to {shown(sidecar)} beside it")
-    text = locate(root, sidecar, shown(folder))
+        raise DataError(f"{printable(folder / name)} has no captions; write them to {printable(sidecar)} beside it")
+    text = locate(root, sidecar, printable(folder))
     with os_errors_named(folder / sidecar):
-        captions = text_captions(text.read_bytes(), shown(folder / sidecar))
-    return Example(key=str(folder / name), captions=captions, file=locate(root, name, shown(folder)))
+        captions = text_captions(text.read_bytes(), printable(folder / sidecar))
+    return Example(key=str(folder / name), captions=captions, file=locate(root, name, printable(folder)))
 
 
 def _read_jsonl(path: Path) -> Iterator[Example | DataError]:
@@ -161,7 +155,7 @@ def _read_jsonl(path: Path) -> Iterator[Example | DataError]:
     with os_errors_named(path), path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _attempt(_jsonl_example, path, root, line, f"{shown(path)} line {number}")
+                yield _attempt(_jsonl_example, path, root, line, f"{printable(path)} line {number}")
 
 
 def _jsonl_example(path: Path, root: Path, line: bytes, where: str) -> Example:
@@ -199,16 +193,18 @@ def _tar_members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
             if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
                 raise tarfile.ReadError(f"no end mark at {archive.offset} of {size} bytes")
     except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-        reason = shown(str(error) or type(error).__name__)
-        raise DataError(f"{shown(path)} is not a whole uncompressed tar ({reason}); copy or make it again") from None
+        reason = printable(str(error) or type(error).__name__)
+        raise DataError(
+            f"{printable(path)} is not a whole uncompressed tar ({reason}); copy or make it again"
+        ) from None
 
 
 def _add_member(member: tarfile.TarInfo, groups: dict[str, _Parts], path: Path) -> DataError | None:
     """Put a member to its key's group, or say why it cannot be there."""
     name = PurePosixPath(member.name)
-    where = shown(path / name.relative_to(name.anchor))
+    where = printable(path / name.relative_to(name.anchor))
     if name.is_absolute() or ".." in name.parts:
-        return DataError(f"{where} leaves the archive (member {shown(member.name)}); make the tar with plain names")
+        return DataError(f"{where} leaves the archive (member {printable(member.name)}); make the tar with plain names")
     if member.isdir():
         return None
     if not member.isreg() or member.issparse():
@@ -217,7 +213,7 @@ def _add_member(member: tarfile.TarInfo, groups: dict[str, _Parts], path: Path) 
     if part in ("image", ".json", ".txt"):
         parts = groups.setdefault(str(name.with_suffix("")), {})
         if part in parts:
-            return DataError(f"{where} has the key of {shown(parts[part].name)}; give each image a key of its own")
+            return DataError(f"{where} has the key of {printable(parts[part].name)}; give each image a key of its own")
         parts[part] = member
     return None
 
@@ -238,7 +234,7 @@ def _tar_captions(file: BinaryIO, path: Path, parts: _Parts) -> tuple[str, ...]:
     texts = {}
     for part in parts.keys() & {".json", ".txt"}:
         file.seek(parts[part].offset_data)
-        texts[part] = file.read(parts[part].size), shown(path / parts[part].name)
+        texts[part] = file.read(parts[part].size), printable(path / parts[part].name)
     if ".json" in texts:
         record = json_object(*texts[".json"])
         # img2dataset writes both, and the JSON need not hold a caption.
@@ -246,7 +242,7 @@ def _tar_captions(file: BinaryIO, path: Path, parts: _Parts) -> tuple[str, ...]:
             return record_captions(record, texts[".json"][1])
     if ".txt" in texts:
         return text_captions(*texts[".txt"])
-    raise DataError(f"{shown(path / parts['image'].name)} has no captions; give its key a .json or .txt with some")
+    raise DataError(f"{printable(path / parts['image'].name)} has no captions; give its key a .json or .txt with some")
 
 
 def _attempt(make: Callable[..., Example], *args: object) -> Example | DataError:

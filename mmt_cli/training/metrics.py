@@ -79,8 +79,7 @@ class BleuScorer:
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         counts = _reference_counts(references)
-        # A Counter's | keeps the larger count: a candidate's n-gram counts as often as it stands in one reference.
-        self._most = [_union(image) for image in counts]
+        self._most = [_largest_counts(image) for image in counts]
         self._lengths = [[_word_count(reference) for reference in image] for image in counts]
 
     def score(self, candidates: Sequence[str]) -> tuple[float, float, float, float]:
@@ -92,7 +91,7 @@ class BleuScorer:
             words = tokenize(candidate)
             for ngram, count in _ngram_counts(words).items():
                 possible[len(ngram) - 1] += count
-                correct[len(ngram) - 1] += min(count, most[ngram])
+                correct[len(ngram) - 1] += min(count, most.get(ngram, 0))
             candidate_words += len(words)
             reference_words += _closest(lengths, len(words))
         penalty = _brevity_penalty(candidate_words, reference_words)
@@ -159,10 +158,13 @@ def _word_count(counts: Counter[Ngram]) -> int:
     return sum(count for ngram, count in counts.items() if len(ngram) == 1)
 
 
-def _union(counts: Iterable[Counter[Ngram]]) -> Counter[Ngram]:
-    most: Counter[Ngram] = Counter()
+def _largest_counts(counts: Iterable[Counter[Ngram]]) -> dict[Ngram, int]:
+    """How often an n-gram stands in the reference that has most of it; a candidate is credited no more."""
+    most: dict[Ngram, int] = {}
     for each in counts:
-        most |= each
+        for ngram, count in each.items():
+            if count > most.get(ngram, 0):
+                most[ngram] = count
     return most
 
 

@@ -1,7 +1,7 @@
 """What the text of a caption data set must be: UTF-8, JSON objects, captions worth learning, paths inside its folder.
 
 Every function raises DataError for text that is not so, in one line that begins with `where` (file and line, already
-`shown`), whatever the text holds.
+`printable`), whatever the text holds.
 """
 
 import json
@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"[\r\n]+")
 _SHOWN_CHARACTERS = 200
 
 
-def shown(text: str | os.PathLike[str]) -> str:
+def printable(text: str | os.PathLike[str]) -> str:
     """For a message of one line: control characters escaped, the middle of a long text left out."""
     text = os.fspath(text)
     if len(text) > _SHOWN_CHARACTERS:
@@ -37,7 +37,7 @@ def os_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise DataError(f"cannot read {shown(path)} ({reason}); check its name and permissions") from None
+        raise DataError(f"cannot read {printable(path)} ({reason}); check its name and permissions") from None
 
 
 def is_url(name: str) -> bool:
@@ -48,8 +48,8 @@ def is_url(name: str) -> bool:
 def locate(root: Path, name: str, where: str) -> Path:
     """The regular file `name` below the data folder `root` (a resolved path), links followed; it is not opened."""
     if is_url(name):
-        raise DataError(f"{where} names {shown(name)}, a URL; download it and give its path")
-    outside = DataError(f"{where} names {shown(name)}, outside the data folder; move it there and give its path")
+        raise DataError(f"{where} names {printable(name)}, a URL; download it and give its path")
+    outside = DataError(f"{where} names {printable(name)}, outside the data folder; move it there and give its path")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise outside
     try:
@@ -60,7 +60,7 @@ def locate(root: Path, name: str, where: str) -> Path:
     if not path.is_relative_to(root):
         raise outside
     if not is_file:
-        raise DataError(f"{where} names {shown(name)}, which is not a file there; restore it or remove the entry")
+        raise DataError(f"{where} names {printable(name)}, which is not a file there; restore it or remove the entry")
     return path
 
 
