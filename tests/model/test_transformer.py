@@ -1,0 +1,261 @@
+"""What holds for the model of every preset: who sees whom, caches, batches, padding. T text tokens, B rows."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmt_cli.model import attention, transformer
+from mmt_cli.model.cache import KVCache
+from mmt_cli.model.transformer import MultimodalTransformer, initialise
+
+LENGTH = 7
+NOISE = 1e-4
+MOVED = 1e-3
+
+
+def moved(a: Tensor, b: Tensor) -> Tensor:
+    """Largest difference of each row of logits."""
+    return (a - b).abs().amax(dim=-1)
+
+
+def check_causality(model: MultimodalTransformer, tools: ModuleType) -> None:
+    token_ids_BT, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(model.config, 2)
+    before = model(token_ids_BT, pixels)
+    assert before.isfinite().all()
+    for place in range(LENGTH):
+        changed_BT = token_ids_BT.clone()
+        changed_BT[:, place] = (changed_BT[:, place] + 1) % tools.VOCABULARY
+        difference = moved(model(changed_BT, pixels), before)
+        assert (difference[:, :place] <= NOISE).all(), f"token {place} is seen before its turn"
+        assert (difference[:, place:] >= MOVED).all(), f"token {place} is not seen after it"
+
+
+def check_cache(model: MultimodalTransformer, tools: ModuleType) -> None:
+    """A token a step, and several, from prompts of one length."""
+    token_ids_BT = tools.random_ids(3, LENGTH)
+    image_BND = model.see(tools.random_pixels(model.config, 3))
+    whole = model.read(token_ids_BT, image_BND)
+    logits_BV, cache = model.prefill(token_ids_BT[:, :2], image_BND, capacity=LENGTH)
+    assert moved(logits_BV, whole[:, 1]).max() <= NOISE
+    for start, end in ((2, 3), (3, 6), (6, 7)):
+        logits_BV = model.step(token_ids_BT[:, start:end], cache)
+        cache.advance(end - start)
+        assert moved(logits_BV, whole[:, end - 1]).max() <= NOISE
+
+
+def check_image(model: MultimodalTransformer, tools: ModuleType) -> None:
+    token_ids_BT = tools.random_ids(2, LENGTH)
+    one, other = (model(token_ids_BT, tools.random_pixels(model.config, 2, seed)) for seed in (1, 2))
+    assert (moved(one, other) >= MOVED).all()
+    assert (one != other).all()
+
+
+def check_batch(model: MultimodalTransformer, tools: ModuleType) -> None:
+    token_ids_BT, pixels = tools.random_ids(4, LENGTH), tools.random_pixels(model.config, 4)
+    together = model(token_ids_BT, pixels)
+    for row in range(4):
+        alone = model(token_ids_BT[row : row + 1], pixels[row : row + 1])
+        assert moved(alone, together[row : row + 1]).max() <= NOISE
+
+
+def test_logits_are_float32_one_row_a_text_token_or_one_in_all(model: MultimodalTransformer, tools: ModuleType) -> None:
+    logits = model(tools.random_ids(2, LENGTH), tools.random_pixels(model.config, 2))
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, LENGTH if model.config.cacheable else 1, tools.VOCABULARY)
+
+
+def test_another_image_changes_every_text_logit(model: MultimodalTransformer, tools: ModuleType) -> None:
+    check_image(model, tools)
+
+
+def test_each_word_changes_the_one_readout_of_a_bidirectional_model(tools: ModuleType) -> None:
+    model = tools.build_model(tools.small_config("seed"))
+    token_ids_BT, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(model.config, 2)
+    before = model(token_ids_BT, pixels)
+    for place in range(LENGTH):
+        changed_BT = token_ids_BT.clone()
+        changed_BT[:, place] = (changed_BT[:, place] + 1) % tools.VOCABULARY
+        assert (moved(model(changed_BT, pixels), before) >= MOVED).all()
+
+
+def test_a_later_word_changes_no_earlier_logit(cacheable_model: MultimodalTransformer, tools: ModuleType) -> None:
+    check_causality(cacheable_model, tools)
+
+
+def test_cached_steps_give_the_logits_of_one_reading(cacheable_model: MultimodalTransformer, tools: ModuleType) -> None:
+    check_cache(cacheable_model, tools)
+
+
+def test_a_batch_gives_the_logits_of_each_row_alone(model: MultimodalTransformer, tools: ModuleType) -> None:
+    check_batch(model, tools)
+
+
+def test_a_word_means_another_thing_at_another_place(model: MultimodalTransformer, tools: ModuleType) -> None:
+    token_ids_BT, pixels = tools.random_ids(1, 3), tools.random_pixels(model.config, 1)
+    swapped_BT = token_ids_BT[:, [1, 0, 2]]
+    assert moved(model(token_ids_BT, pixels)[:, -1], model(swapped_BT, pixels)[:, -1]).min() >= MOVED
+
+
+def test_where_a_patch_lies_matters(model: MultimodalTransformer, tools: ModuleType) -> None:
+    token_ids_BT, pixels = tools.random_ids(1, 3), tools.random_pixels(model.config, 1)
+    half = pixels.shape[-1] // 2
+    turned = pixels.roll(half, dims=-1)
+    assert (moved(model(token_ids_BT, pixels), model(token_ids_BT, turned)) >= MOVED).all()
+
+
+def test_padding_behind_the_words_changes_nothing(model: MultimodalTransformer, tools: ModuleType) -> None:
+    pixels, lengths = tools.random_pixels(model.config, 3), (2, LENGTH, 5)
+    valid_BT = torch.arange(LENGTH)[None] < torch.tensor(lengths)[:, None]
+    token_ids_BT = tools.random_ids(3, LENGTH)
+    padded = model(token_ids_BT, pixels, valid_BT=valid_BT)
+    other_padding = model(token_ids_BT.where(valid_BT, 5), pixels, valid_BT=valid_BT)
+    for row, length in enumerate(lengths):
+        alone = model(token_ids_BT[row : row + 1, :length], pixels[row : row + 1])[0]
+        for logits in (padded, other_padding):
+            assert moved(logits[row, : len(alone)], alone).max() <= NOISE
+    assert padded.isfinite().all()
+
+
+def test_prompts_of_unequal_lengths_go_on_as_each_would_alone(
+    cacheable_model: MultimodalTransformer, tools: ModuleType
+) -> None:
+    model, lengths = cacheable_model, (2, 5, 3)
+    image_BND, ids = model.see(tools.random_pixels(model.config, 3)), tools.random_ids(3, LENGTH + 3)
+    prompt_BT, new_BT = ids[:, :5], ids[:, 5:]
+    valid_BT = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
+    logits_BV, cache = model.prefill(prompt_BT, image_BND, valid_BT=valid_BT, capacity=5 + new_BT.shape[1])
+    rows = [prompt_BT[row, :length] for row, length in enumerate(lengths)]
+    for start, end in ((0, 0), (0, 1), (1, 3), (3, 5)):
+        if end:
+            logits_BV = model.step(new_BT[:, start:end], cache)
+            cache.advance(end - start)
+        rows = [torch.cat([row, new_BT[index, start:end]]) for index, row in enumerate(rows)]
+        for index, row in enumerate(rows):
+            alone = model.read(row[None], image_BND[index : index + 1])[0, -1]
+            assert moved(logits_BV[index], alone) <= NOISE
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [[0, 0, 0, 1, 1, 1], [1, 0], [2, 0, 1], [1], [0, 0, 1], [2, 2, 2]],
+    ids=lambda rows: "-".join(map(str, rows)),
+)
+def test_reordered_rows_go_on_as_if_they_had_always_been_there(
+    cacheable_model: MultimodalTransformer, tools: ModuleType, kept: list[int]
+) -> None:
+    """Beams multiply rows, mix them and drop them, more than once; unlike prompts and images tell rows apart."""
+    model, ids = cacheable_model, tools.random_ids(3, 4)
+    image_BND = model.see(tools.random_pixels(model.config, 3))
+    valid_BT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    _, cache = model.prefill(ids, image_BND, valid_BT=valid_BT, capacity=8)
+    texts = [row[: int(valid.sum())] for row, valid in zip(ids, valid_BT, strict=True)]
+    row_R = torch.tensor(kept)
+    for turn in range(3):
+        if turn == 2:
+            row_R = torch.arange(len(texts)).flip(0)
+        cache.reorder(row_R)
+        image_BND, texts = image_BND[row_R], [texts[row] for row in row_R]
+        new_R1 = tools.random_ids(len(texts), 1, seed=turn)
+        logits_RV = model.step(new_R1, cache)
+        cache.advance(1)
+        texts = [torch.cat([text, new]) for text, new in zip(texts, new_R1, strict=True)]
+        for index, text in enumerate(texts):
+            alone = model.read(text[None], image_BND[index : index + 1])[0, -1]
+            assert moved(logits_RV[index], alone) <= NOISE
+        row_R = torch.arange(len(texts))
+
+
+def test_a_trimmed_cache_has_forgotten_its_last_tokens(
+    cacheable_model: MultimodalTransformer, tools: ModuleType
+) -> None:
+    model, ids = cacheable_model, tools.random_ids(2, LENGTH)
+    image_BND = model.see(tools.random_pixels(model.config, 2))
+    valid_BT = torch.tensor([[True, True, True], [True, False, False]])
+    _, cache = model.prefill(ids[:, :3], image_BND, valid_BT=valid_BT, capacity=LENGTH)
+    expected = model.step(ids[:, 3:5], cache)
+    cache.advance(2)
+    model.step(ids[:, 5:7], cache)
+    cache.advance(2)
+    cache.trim(4)
+    assert moved(model.step(ids[:, 3:5], cache), expected).max() <= NOISE
+
+
+def test_a_step_that_is_not_kept_leaves_the_cache_as_it_was(
+    cacheable_model: MultimodalTransformer, tools: ModuleType
+) -> None:
+    model, ids = cacheable_model, tools.random_ids(2, LENGTH)
+    image_BND = model.see(tools.random_pixels(model.config, 2))
+    _, cache = model.prefill(ids[:, :3], image_BND, capacity=LENGTH)
+    expected = model.step(ids[:, 3:4], cache)
+    model.step(ids[:, 4:7], cache)
+    assert moved(model.step(ids[:, 3:4], cache), expected).max() <= NOISE
+
+
+def test_dropout_acts_in_training_alone(model: MultimodalTransformer, tools: ModuleType) -> None:
+    again = tools.build_model(model.config)
+    ids, pixels = tools.random_ids(2, 3), tools.random_pixels(model.config, 2)
+    assert torch.equal(again(ids, pixels), again(ids, pixels))
+    again.train()
+    has_dropout = model.config.text.block.dropout > 0
+    assert torch.equal(again.text(ids, torch.arange(3)[None]), again.text(ids, torch.arange(3)[None])) != has_dropout
+
+
+def test_a_new_model_for_training_has_no_dead_start(model: MultimodalTransformer, tools: ModuleType) -> None:
+    """Positions and class token begin at small random values, not at zero; the image reaches the logits at once."""
+    torch.manual_seed(0)
+    fresh = MultimodalTransformer(model.config)
+    initialise(fresh)
+    fresh.eval()
+    learned = [p for name, p in fresh.named_parameters() if name.endswith(("positions", "class_token"))]
+    assert all(0.005 < parameter.std() < 0.05 for parameter in learned)
+    ids = tools.random_ids(2, 3)
+    with torch.no_grad():
+        logits = [fresh(ids, tools.random_pixels(model.config, 2, seed)) for seed in (1, 2)]
+    assert (logits[0] != logits[1]).any(dim=-1).all()
+    assert logits[0].log_softmax(dim=-1).min() > -20
+
+
+# The three mistakes that the original listing is known for, or that are easily made in its repair: the tests above
+# must see each of them.
+
+
+def test_a_mask_that_hides_nothing_is_noticed(
+    cacheable_model: MultimodalTransformer, tools: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "visibility_mask", lambda *_: None)
+    with pytest.raises(AssertionError):
+        check_causality(cacheable_model, tools)
+
+
+def test_a_wrong_position_offset_is_noticed(
+    cacheable_model: MultimodalTransformer, tools: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = MultimodalTransformer.step
+
+    def shifted(self: MultimodalTransformer, token_ids_BT: Tensor, cache: KVCache) -> Tensor:
+        cache.position_B = cache.position_B + 1
+        try:
+            return step(self, token_ids_BT, cache)
+        finally:
+            cache.position_B = cache.position_B - 1
+
+    monkeypatch.setattr(MultimodalTransformer, "step", shifted)
+    with pytest.raises(AssertionError):
+        check_cache(cacheable_model, tools)
+
+
+def test_attention_across_the_batch_is_noticed(
+    model: MultimodalTransformer, tools: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original listing fed batch-first input to an attention that reads the first axis as the sequence."""
+    forward = attention.SelfAttention.forward
+
+    def across(self: attention.SelfAttention, x_BLD: Tensor, context: attention.Context) -> Tensor:
+        return forward(self, x_BLD.transpose(0, 1), attention.Context()).transpose(0, 1)
+
+    monkeypatch.setattr(attention.SelfAttention, "forward", across)
+    with pytest.raises(AssertionError):
+        check_image(model, tools)
+        check_batch(model, tools)
