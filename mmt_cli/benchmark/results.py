@@ -126,7 +126,7 @@ def layer_rows(
 
 def _share(times: Sequence[Sample[float]], name: str) -> float:
     """Return a layer's part of the time of the middle half of all runs, which leaves out those that were disturbed."""
-    quarter = len(times) // 4
+    quarter = (len(times) + 1) // 4
     typical = sorted(times, key=lambda sample: sample.total)[quarter : len(times) - quarter]
     whole = sum(sample.total for sample in typical)
     return sum(_ms(sample, name) for sample in typical) / whole if whole else 0.0

@@ -166,9 +166,9 @@ class Workload:
         self.generation = GenerationOptions(max_new_tokens=options.gen_tokens)
 
     def caption(self, watch: Stopwatch[Any, Any]) -> None:
-        """Caption the batch under the stopwatch."""
+        """Caption the batch under the stopwatch; the caller turns gradients off."""
         model = self.captioner.model
-        with torch.inference_mode(), watch.phase(CAPTION):
+        with watch.phase(CAPTION):
             with watch.phase("preprocess"):
                 pixels_BCHW = self._pixels(watch)
             with watch.phase("vision"):
@@ -218,15 +218,16 @@ def measure(workload: Workload, options: BenchOptions) -> BatchResult:
     captioner = workload.captioner
     clock = clock_for(captioner.device)
     warm: Stopwatch[Any, float] = Stopwatch(clock)
-    for _ in range(options.warmup):
-        workload.caption(warm)
     watch: Stopwatch[Any, float] = Stopwatch(clock)
-    reset_peak_memory(captioner.device)
-    with watch.watching(captioner.model) if options.layers else nullcontext():
-        for _ in range(options.repetitions):
-            workload.caption(watch)
+    with torch.inference_mode():
+        for _ in range(options.warmup):
+            workload.caption(warm)
+        reset_peak_memory(captioner.device)
+        with watch.watching(captioner.model) if options.layers else nullcontext():
+            for _ in range(options.repetitions):
+                workload.caption(watch)
     peak = peak_memory(captioner.device)
-    counted = _count(workload)
+    counted = _count(workload) if options.layers else {}
     rows = {
         n: layer_rows(n, workload.batch_size, watch.samples[n], counted.get(n, ()))
         for n in PHASES
@@ -248,7 +249,7 @@ def measure(workload: Workload, options: BenchOptions) -> BatchResult:
 def _count(workload: Workload) -> dict[str, Any]:
     counter = WorkCounter(workload.captioner.model)
     watch: Stopwatch[Any, Any] = Stopwatch(counter)
-    with counter, watch.watching(workload.captioner.model):
+    with torch.no_grad(), counter, watch.watching(workload.captioner.model):
         workload.caption(watch)
     return watch.samples
 

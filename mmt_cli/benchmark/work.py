@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,17 @@ NOTHING = Work(flops=0, nbytes=0)
 class WorkCounter:
     """A meter of work; counts between `with` and its end.
 
-    Attention is computed there by plain matrix products, since torch's counter knows no CPU attention kernel. The
-    FLOPs are the same, only the products of matrices and convolutions count (norms and activations do not).
+    To be used under `torch.no_grad`: in inference mode operations made of others come whole, unknown to the formulas.
+    Attention is computed by plain matrix products, which count on every device; their FLOPs are the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._flops = FlopCounterMode(display=False)
-        self._reads = _WeightReads(model)
+        self._counting = _Counting(model)
         self._modes = ExitStack()
 
     def __enter__(self) -> Self:
         self._modes.enter_context(sdpa_kernel(SDPBackend.MATH))
-        self._modes.enter_context(self._flops)
-        # The last one entered sees the operations first, as the model calls them.
-        self._modes.enter_context(self._reads)
+        self._modes.enter_context(self._counting)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,7 +50,7 @@ class WorkCounter:
 
     def mark(self) -> Work:
         """Return the work done so far."""
-        return Work(flops=self._flops.get_total_flops(), nbytes=self._reads.nbytes)
+        return self._counting.work
 
     def between(self, start: Work, end: Work) -> Work:
         """Return the work done from one mark to another."""
@@ -63,26 +60,38 @@ class WorkCounter:
         """Do nothing: work is counted when it is given, not when it is done."""
 
 
-class _WeightReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the weights that operations take; of a table that is looked up, the rows taken out."""
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the work of every operation.
+
+    FLOPs are those of torch's own `FlopCounterMode`, by the same formulas (matrix products and convolutions, nothing
+    else). Bytes are those of the weights that operations take; of a table that is looked up, of the rows taken out.
+    """
 
     _LOOKUPS = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.nbytes = 0
+        self.work = NOTHING
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave torch's compiler alone: by default a mode imports it, as FlopCounterMode does, which takes a second."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        read = [arg for arg in args if isinstance(arg, Tensor) and self._is_weight(arg)]
-        if func in self._LOOKUPS:
-            self.nbytes += result.nbytes if read else 0
-        elif not func.is_view:
-            self.nbytes += sum(tensor.nbytes for tensor in read)
+        assert not torch.is_inference_mode_enabled(), "count under no_grad"
+        given = kwargs or {}
+        result = func(*args, **given)
+        formula = flop_registry.get(func.overloadpacket)
+        flops = formula(*args, **given, out_val=result) if formula else 0
+        self.work += Work(flops=flops, nbytes=self._bytes_read(func, args, result))
         return result
 
-    def _is_weight(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self._weights
+    def _bytes_read(self, func: Any, args: tuple[Any, ...], result: Any) -> int:
+        read = [arg for arg in args if isinstance(arg, Tensor) and arg.untyped_storage().data_ptr() in self._weights]
+        if func.is_view or not read:
+            return 0
+        return int(result.nbytes) if func in self._LOOKUPS else sum(tensor.nbytes for tensor in read)

@@ -108,9 +108,22 @@ def flush() -> None:
 
 def note(line: str) -> None:
     """Write one line for people to stderr; a stderr that takes no more does not end the run."""
-    with contextlib.suppress(OSError):
+    try:
         sys.stderr.write(printable(line) + "\n")
         sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Point a stream that takes no more at the null device.
+
+    What is still buffered would fail again when the interpreter flushes it at its end, which then exits with 120.
+    """
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 class Progress:

@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -89,14 +88,7 @@ def finish(ended: Outcome) -> int:
     try:
         console.flush()
     except OSError:
-        _drop_stdout()
+        console.discard(sys.stdout)
     if ended.line:
         console.note(ended.line)
     return ended.code
-
-
-def _drop_stdout() -> None:
-    """Point stdout at the null device: what is still buffered can go nowhere."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)

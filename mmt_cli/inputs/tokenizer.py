@@ -18,8 +18,6 @@ class Tokenizer:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        backend.no_truncation()
-        backend.no_padding()
         backend.encode_special_tokens = True  # no prompt can smuggle in a special token
         self.vocab_size: int = backend.get_vocab_size()
         self.pad_id, self.bos_id, self.eos_id = (self._special(token) for token in (PAD, BOS, EOS))

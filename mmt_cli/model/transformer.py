@@ -6,6 +6,7 @@ B batch, C channels, H height, W width in pixels, T text tokens, N image tokens,
 import torch
 from torch import Tensor, nn
 
+from mmt_cli.errors import UsageError
 from mmt_cli.model.attention import Context
 from mmt_cli.model.block import Block
 from mmt_cli.model.cache import KVCache
@@ -49,7 +50,15 @@ class MultimodalTransformer(nn.Module):
         return self.read(token_ids_BT, self.see(pixels_BCHW), valid_BT=valid_BT)
 
     def see(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return the image tokens that the text will look at, image_BND."""
+        """Return the image tokens that the text will look at, image_BND.
+
+        Raises:
+            UsageError: the pixels are of another size than the model reads; some would go unseen otherwise.
+        """
+        vision, found = self.config.vision, list(pixels_BCHW.shape[1:])
+        wanted = [vision.channels, vision.image_size, vision.image_size]
+        if found != wanted:
+            raise UsageError(f"pixels and model do not fit (found {found}, the model reads {wanted}); resize them")
         image_BND: Tensor = self.connector(self.vision(pixels_BCHW))
         return image_BND
 

@@ -139,7 +139,15 @@ def test_an_image_is_squashed_to_what_the_model_reads(tiny: Captioner) -> None:
     assert pixels[:, 0, 0].tolist() == pytest.approx([1, -1, 128 / 127.5 - 1], abs=1e-6)
 
 
-def test_the_end_token_is_the_tokenizers_unless_one_is_given(tiny: Captioner) -> None:
+def test_the_tokenizers_end_token_ends_a_caption(tools: ModuleType) -> None:
+    captioner = _captioner(tools, "seed")
+    assert captioner.tokenizer is not None
+    captioner.model.head.projection.bias[captioner.tokenizer.eos_id] = 100
+    [caption] = captioner.caption(_images(1), prompt="A dog")
+    assert (caption.text, caption.tokens, caption.finish_reason) == ("A dog", (captioner.tokenizer.eos_id,), "stop")
+
+
+def test_another_end_token_can_be_given(tiny: Captioner) -> None:
     pixels = [tiny.read(image) for image in _images(1)]
     first = tiny.generate(pixels, options=replace(OPTIONS, min_new_tokens=5))[0][0].tokens[0]
     ended = tiny.generate(pixels, options=replace(OPTIONS, end_token_ids=(first,)))[0][0]

@@ -134,13 +134,23 @@ def test_a_header_that_is_cut_or_too_large_is_told_with_both_sizes(tmp_path: Pat
 
 def test_what_is_no_regular_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
+    writer = os.open(tmp_path / "pipe.safetensors", os.O_RDWR)
+    os.write(writer, bytes(8))  # so that even a reader without the check goes on
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
-    (tmp_path / "dangling.safetensors").symlink_to("nothing")
-    for path in [*tmp_path.iterdir(), tmp_path / "none.safetensors"]:
-        with pytest.raises(ModelError) as caught:
+    for path in tmp_path.iterdir():
+        with pytest.raises(ModelError, match="no regular file") as caught:
             read_header(path)
         assert str(path) in str(caught.value)
+    os.close(writer)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dangling.safetensors").symlink_to("nothing")
+    for name in ("dangling.safetensors", "none.safetensors", "x" * 300):
+        with pytest.raises(ModelError) as caught:
+            read_header(tmp_path / name)
+        assert name in str(caught.value)
 
 
 def test_a_sparse_file_of_a_tebibyte_is_refused_at_once(tmp_path: Path) -> None:

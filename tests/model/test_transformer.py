@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmt_cli.errors import UsageError
 from mmt_cli.model import attention, transformer
 from mmt_cli.model.cache import KVCache
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
@@ -68,6 +69,18 @@ def test_logits_are_float32_one_row_a_text_token_or_one_in_all(model: Multimodal
 
 def test_another_image_changes_every_text_logit(model: MultimodalTransformer, tools: ModuleType) -> None:
     check_image(model, tools)
+
+
+@pytest.mark.parametrize("sides", [(7, 7), (-16, 32), (0, 32)], ids=["larger", "other-aspect", "wide"])
+def test_pixels_of_another_size_are_refused_with_both(
+    model: MultimodalTransformer, tools: ModuleType, sides: tuple[int, int]
+) -> None:
+    size = model.config.vision.image_size
+    height, width = size + sides[0], size + sides[1]
+    with pytest.raises(UsageError, match=rf"\[3, {height}, {width}\].*\[3, {size}, {size}\]"):
+        model(tools.random_ids(1, 3), torch.zeros(1, 3, height, width))
+    with pytest.raises(UsageError, match=rf"\[1, {size}, {size}\]"):
+        model.see(torch.zeros(1, 1, size, size))
 
 
 def test_each_word_changes_the_one_readout_of_a_bidirectional_model(tools: ModuleType) -> None:

@@ -68,7 +68,7 @@ def test_tar_gives_keys_captions_and_bytes_in_order(tmp_path):
         [
             ("b.jpg", images[0]),
             ("b.json", b'{"captions": [" a  dog ", "two\\tdogs\\n"], "width": 4}'),
-            ("a.txt", b"\xef\xbb\xbfa cat\r\n\r\n  sits \n"),
+            ("a.txt", b"\xef\xbb\xbfa cat\r\n\r\n  sits \rstill\n"),
             ("a.PNG", images[1]),
             ("deep/x.y.webp", images[2]),
             ("deep/x.y.json", b'{"caption": "a bird"}'),
@@ -78,7 +78,7 @@ def test_tar_gives_keys_captions_and_bytes_in_order(tmp_path):
     )
     examples = open_dataset([shard])
     assert [example.key for example in examples] == [f"{shard}/{name}" for name in ("b.jpg", "a.PNG", "deep/x.y.webp")]
-    assert [e.captions for e in examples] == [("a dog", "two dogs"), ("a cat", "sits"), ("a bird",)]
+    assert [e.captions for e in examples] == [("a dog", "two dogs"), ("a cat", "sits", "still"), ("a bird",)]
     assert [e.read() for e in examples] == images
 
 

@@ -32,7 +32,7 @@ def options(squares: Path, **changes: Any) -> TrainOptions:
         "data": (str(squares),),
         "out": squares.parent / "out",
         "preset": "tiny",
-        "steps": 60,
+        "steps": 120,
         "batch_size": 6,
         "lr": 5e-3,
         "warmup": 5,
@@ -43,12 +43,12 @@ def options(squares: Path, **changes: Any) -> TrainOptions:
 
 
 def test_a_run_learns_the_captions_and_leaves_a_checkpoint_that_writes_them(squares: Path) -> None:
-    events = list(Trainer(options(squares, val=(str(squares),), eval_every=30)).run())
+    events = list(Trainer(options(squares, val=(str(squares),), eval_every=60)).run())
     assert isinstance(events[0], Started)
     steps = [event for event in events if isinstance(event, Stepped)]
     scores = [event for event in events if isinstance(event, Evaluated)]
-    assert [event.step for event in steps] == list(range(1, 61))
-    assert [event.step for event in scores] == [30, 60]
+    assert [event.step for event in steps] == list(range(1, 121))
+    assert [event.step for event in scores] == [60, 120]
     assert steps[-1].loss < 0.5 * steps[0].loss
     captioner = Captioner.load(squares.parent / "out", device="cpu")
     captions = captioner.caption([squares / f"{index}.png" for index in range(3)], prompt="A")

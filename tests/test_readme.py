@@ -1,0 +1,54 @@
+"""Every example in the README runs, in order, on the photos of tests/data."""
+
+import io
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmt_cli.cli.app import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ mmt (.+)$", README, flags=re.MULTILINE)
+PYTHON = re.findall(r"^```python\n(.+?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a reader's: `photos`, with captions beside them."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "photos").mkdir()
+    for photo in (ROOT / "tests/data").glob("*.jpg"):
+        shutil.copy(photo, folder / "photos")
+        (folder / "photos" / f"{photo.stem}.txt").write_text(f"A {photo.stem} in a photo.\n", encoding="utf-8")
+    return folder
+
+
+def test_the_readme_shows_all_four_commands_and_the_python_face() -> None:
+    assert {command.split()[0] for command in COMMANDS} == {"caption", "train", "inspect", "bench"}
+    assert PYTHON
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(
+    command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    line, _, stdin = command.partition(" < ")
+    if stdin:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(stdin).read_bytes())))
+    assert main(shlex.split(line)) == 0
+    assert capfd.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_the_python_of_the_readme_runs(
+    code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
