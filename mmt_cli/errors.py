@@ -68,3 +68,16 @@ class DivergedError(MmtError):
     """Training met a loss or gradient that is NaN or infinite."""
 
     exit_code = 6
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether torch or Python ran out of memory; by name, since this module needs no torch.
+
+    A GPU raises `torch.OutOfMemoryError`, the CPU's allocator a plain RuntimeError with these words.
+    """
+    words = ("can't allocate memory", "not enough memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(word in str(error) for word in words)
+    )

@@ -26,17 +26,16 @@ from mmt_cli.checkpoint.load import default_preprocessing
 from mmt_cli.decoding.generate import Stepper, generate
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.device import resolve_device, resolve_dtype
-from mmt_cli.errors import UsageError
+from mmt_cli.errors import UsageError, is_out_of_memory
 from mmt_cli.inputs.image import read_image
 from mmt_cli.inputs.preprocess import to_pixels
-from mmt_cli.model.presets import preset
+from mmt_cli.model.presets import referenced_preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 
 CAPTION = "caption"
 BEFORE_FIRST_TOKEN = ("preprocess", "vision", "connector", "prefill")
 PHASES = (*BEFORE_FIRST_TOKEN, "decode", CAPTION)
 
-_PRESET = "preset:"
 _SYNTHETIC_SIZE = (640, 480)
 
 
@@ -110,7 +109,7 @@ def run_benchmark(options: BenchOptions, *, note: Callable[[str], None] = lambda
         try:
             batches.append(measure(workload, options))
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise UsageError(
                 f"out of memory (batch size {batch_size}, {captioner.device}); use a smaller -b"
@@ -121,9 +120,9 @@ def run_benchmark(options: BenchOptions, *, note: Callable[[str], None] = lambda
 
 def load(options: BenchOptions) -> Captioner:
     """Return the model with its preprocessing; a preset gets the weights that training would start from."""
-    if not options.model.startswith(_PRESET):
+    config = referenced_preset(options.model)
+    if config is None:
         return Captioner.load(options.model, device=options.device, dtype=options.dtype)
-    config = preset(options.model.removeprefix(_PRESET))
     device = resolve_device(options.device)
     torch.manual_seed(options.seed)
     model = MultimodalTransformer(config)

@@ -131,13 +131,13 @@ class Captioner:
         return to_pixels(read_image(image, max_pixels=max_pixels, draft_size=size), self.preprocessing)
 
     def encode_prompt(self, prompt: str | None) -> list[int]:
-        """Return the ids that a caption starts from: the begin token and the prompt's.
+        """Return the ids that a caption starts from: the begin token and the prompt's, without outer white space.
 
         Raises:
             ModelError: the checkpoint has no tokenizer.
             UsageError: the prompt leaves no room for a word in the model's context.
         """
-        ids = [self._words.bos_id, *self._words.encode(prompt or "")]
+        ids = [self._words.bos_id, *self._words.encode((prompt or "").strip())]
         if len(ids) > self.model.config.text.max_length:
             limit = self.model.config.text.max_length
             raise UsageError(f"the prompt is too long ({len(ids)} tokens, the model's context is {limit}); shorten it")
@@ -227,6 +227,8 @@ class Captioner:
             ImageError: an image cannot be read.
             UsageError: an option's value is out of bounds.
         """
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; use at least 1")
         wanted = override(self.generation, options)
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):

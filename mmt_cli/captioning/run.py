@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from mmt_cli.captioning.sources import Item
 from mmt_cli.captioning.writers import Record
 from mmt_cli.decoding.options import GenerationOptions
-from mmt_cli.errors import ImageError, TooManyFailuresError
+from mmt_cli.errors import ImageError, TooManyFailuresError, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,7 +156,7 @@ def _generate(
             seeds=[item_seed(options.seed, item.path) for item, _ in batch],
         )
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     else:
         return [captions[0] for captions in found]
@@ -164,19 +164,6 @@ def _generate(
         return [_out_of_memory("to caption the image")]
     middle = len(batch) // 2
     return _generate(captioner, batch[:middle], options) + _generate(captioner, batch[middle:], options)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Say whether torch or Python ran out of memory; by name, since this module needs no torch.
-
-    A GPU raises `torch.OutOfMemoryError`, the CPU's allocator a plain RuntimeError with these words.
-    """
-    words = ("can't allocate memory", "not enough memory")
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(word in str(error) for word in words)
-    )
 
 
 def _out_of_memory(what: str) -> ImageError:

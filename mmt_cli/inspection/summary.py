@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 
 from mmt_cli.checkpoint.header import TensorInfo, read_header
 from mmt_cli.checkpoint.reference import open_reference
-from mmt_cli.model.presets import preset
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.presets import referenced_preset
 
 Modality = Literal["vision", "connector", "text", "cross"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
-_PRESET = "preset:"
 _DATA_FLOW = ("vision", "connector", "text", "blocks", "head")
 _CROSS = "cross_attention"
 _BUFFERS = ("running_mean", "running_var")
@@ -167,8 +167,9 @@ def summarise(reference: str) -> Summary:
         ModelError: nothing is there, or config or header are broken or belong to no known family.
         UsageError: no such preset.
     """
-    if reference.startswith(_PRESET):
-        tensors = {info.name: info for info in _preset_tensors(reference.removeprefix(_PRESET))}
+    config = referenced_preset(reference)
+    if config is not None:
+        tensors = {info.name: info for info in _preset_tensors(config)}
         return Summary(model=reference, format="preset", entries=_entries(tensors), metadata={})
     path = Path(reference)
     is_file = path.suffix == ".safetensors" and os.path.isfile(path)  # noqa: PTH113 — Path.is_file raises for long names
@@ -182,8 +183,7 @@ def summarise(reference: str) -> Summary:
     )
 
 
-def _preset_tensors(name: str) -> Iterator[TensorInfo]:
-    config = preset(name)
+def _preset_tensors(config: ModelConfig) -> Iterator[TensorInfo]:
     import torch
 
     from mmt_cli.model.transformer import MultimodalTransformer

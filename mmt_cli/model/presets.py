@@ -79,6 +79,16 @@ def mini() -> ModelConfig:
 PRESETS: dict[str, Callable[..., ModelConfig]] = {"seed": seed, "tiny": tiny, "mini": mini}
 
 
+def referenced_preset(reference: str) -> ModelConfig | None:
+    """Return the preset of a model reference such as `preset:seed`, None for any other reference.
+
+    Raises:
+        UsageError: there is no preset of this name.
+    """
+    kind, colon, name = reference.partition(":")
+    return preset(name) if colon and kind == "preset" else None
+
+
 def preset(name: str, settings: Mapping[str, Any] | None = None) -> ModelConfig:
     """Return the preset `name` with `settings` changed.
 
