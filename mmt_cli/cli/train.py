@@ -131,9 +131,10 @@ def train(
 
 
 def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
-    from mmt_cli.device import set_threads
+    from mmt_cli.device import keep_freed_memory, set_threads
     from mmt_cli.training.loop import Trainer
 
+    keep_freed_memory()
     set_threads(threads)
     trainer = Trainer(options)
     with TrainProgress(quiet=quiet) as progress:

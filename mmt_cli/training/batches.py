@@ -3,6 +3,7 @@
 B images, R captions, C channels, H height, W width, N image tokens, D width.
 """
 
+import dataclasses
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,15 @@ class Batch:
     images: Tensor  # pixels_BCHW or features_BND
     rows: tuple[tuple[int, ...], ...]  # begin token, caption, end token
     image_R: Tensor  # which image each row describes
+
+    def one_caption_each(self, generator: torch.Generator) -> "Batch":
+        """Return the batch with one caption an image, drawn from `generator`."""
+        owners = self.image_R.tolist()
+        places = [[row for row, owner in enumerate(owners) if owner == image] for image in range(len(self.keys))]
+        drawn = [mine[int(torch.randint(len(mine), (), generator=generator))] for mine in places]
+        return dataclasses.replace(
+            self, rows=tuple(self.rows[row] for row in drawn), image_R=torch.arange(len(self.keys))
+        )
 
 
 def tidy(caption: str) -> str:

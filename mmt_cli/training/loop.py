@@ -130,6 +130,9 @@ class Trainer:
     def _step(self, batch: Batch, step: int, lr: float) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if not self.model.config.cacheable:
+            # One readout a row: five captions would read the image five times to learn five words.
+            batch = batch.one_caption_each(self.generator)
         device = self.captioner.device
         dtype = DTYPES[self.options.precision]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

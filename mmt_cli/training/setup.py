@@ -64,9 +64,18 @@ def _new(options: TrainOptions, examples: Sequence[Example], device: torch.devic
         model=model.to(device),
         tokenizer=tokenizer,
         preprocessing=default_preprocessing(config),
-        # Beams would have a model without a cache read everything again for each of them.
-        generation=GenerationOptions(num_beams=3 if config.cacheable else 1, end_token_ids=(tokenizer.eos_id,)),
+        generation=_default_generation(config, tokenizer),
     )
+
+
+def _default_generation(config: ModelConfig, tokenizer: Tokenizer) -> GenerationOptions:
+    """Return how a new model writes unless told otherwise."""
+    end = (tokenizer.eos_id,)
+    if config.cacheable:
+        return GenerationOptions(num_beams=3, end_token_ids=end)
+    # Without a cache each beam would read everything again. And a single readout learns one word a caption and step:
+    # early on it knows little more than that the end and the full stop are the most frequent tokens.
+    return GenerationOptions(min_new_tokens=5, no_repeat_ngram_size=3, end_token_ids=end)
 
 
 def _with_dropout(model: MultimodalTransformer, dropout: float, device: torch.device) -> MultimodalTransformer:

@@ -79,6 +79,7 @@ def test_help_texts_stand_in_one_column_beside_longer_names_too(capsys, monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert {line.index(word) for word in ("First.", "Second.", "Third.") for line in lines if word in line} == {34}
     assert any(line.startswith("  --short ") and "First." in line for line in lines)
+    assert lines.index("Elsewhere:") < lines.index("Options:")
 
 
 def test_commands_are_listed_in_order_with_a_line_each(mmt):

@@ -93,7 +93,8 @@ def test_the_listing_learns_from_random_prefixes(squares: Path) -> None:
     assert losses[-1] < 0.3 * losses[0]
     captioner = Captioner.load(squares.parent / "out", device="cpu")
     captions = captioner.caption([squares / f"{index}.png" for index in range(3)], prompt="A")
-    assert [caption.text for caption in captions] == ["A red square.", "A green square.", "A blue square."]
+    for caption, colour in zip(captions, ("red", "green", "blue"), strict=True):
+        assert caption.text.startswith(f"A {colour} square.")
 
 
 @pytest.mark.parametrize(("part", "moved"), [("vision", "text."), ("text", "vision.")])
