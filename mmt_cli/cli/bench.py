@@ -71,8 +71,9 @@ def bench(
         raise UsageError(f"two models (MODEL {reference!r} and --model {model!r}); name one")
 
     from mmt_cli.benchmark.run import BenchOptions, run_benchmark
-    from mmt_cli.device import set_threads
+    from mmt_cli.device import keep_freed_memory, set_threads
 
+    keep_freed_memory()
     set_threads(threads)
     wanted = BenchOptions(
         model=reference or model or "mini",

@@ -129,9 +129,10 @@ def caption(
 
     from mmt_cli.captioning.captioner import Captioner
     from mmt_cli.captioning.run import RunOptions
-    from mmt_cli.device import set_threads
+    from mmt_cli.device import keep_freed_memory, set_threads
     from mmt_cli.inputs.image import MAX_PIXELS
 
+    keep_freed_memory()
     set_threads(threads)
     captioner = Captioner.load(model, device=device, dtype=dtype, tokenizer=tokenizer)
     run = RunOptions(

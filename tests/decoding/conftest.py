@@ -1,6 +1,6 @@
 """A slow stepper without a cache, to hold the decoding loops against, and a tiny model of transformers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -57,14 +57,6 @@ def hashed_logits(rows: list[list[int]]) -> Tensor:
             seed = (seed * 31 + token + 1) % 1_000_003
         logits.append(2.0 * torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)))
     return torch.stack(logits)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
