@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.checkpoint.families import efficientnet_lite
@@ -16,7 +17,7 @@ from mmt_cli.inputs.tokenizer import Tokenizer, train_tokenizer
 from mmt_cli.model.config import ConvTowerConfig, ModelConfig
 from mmt_cli.model.presets import changed, preset, with_dropout
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
-from mmt_cli.training.batches import tidy
+from mmt_cli.training.batches import encode_captions, tidy
 from mmt_cli.training.data import Example
 from mmt_cli.training.options import TrainOptions
 
@@ -60,12 +61,24 @@ def _new(options: TrainOptions, examples: Sequence[Example], device: torch.devic
     torch.manual_seed(options.seed)
     model = MultimodalTransformer(config)
     initialise(model)
+    if model.head.projection.bias is not None:
+        _start_from_frequencies(
+            model.head.projection.bias, encode_captions(examples, tokenizer, config.text.max_length)
+        )
     return Captioner(
         model=model.to(device),
         tokenizer=tokenizer,
         preprocessing=default_preprocessing(config),
         generation=_default_generation(config, tokenizer),
     )
+
+
+def _start_from_frequencies(bias_V: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Set the head's bias to each token's log frequency, which would otherwise take the first hundreds of steps."""
+    tokens = torch.tensor([token for rows in captions for row in rows for token in row[1:]])
+    counts_V = torch.bincount(tokens, minlength=len(bias_V)) + 1
+    with torch.no_grad():
+        bias_V.copy_((counts_V / counts_V.sum()).log())
 
 
 def _default_generation(config: ModelConfig, tokenizer: Tokenizer) -> GenerationOptions:
@@ -75,7 +88,7 @@ def _default_generation(config: ModelConfig, tokenizer: Tokenizer) -> Generation
         return GenerationOptions(num_beams=3, end_token_ids=end)
     # Without a cache each beam would read everything again. And a single readout learns one word a caption and step:
     # early on it knows little more than that the end and the full stop are the most frequent tokens.
-    return GenerationOptions(min_new_tokens=5, no_repeat_ngram_size=3, end_token_ids=end)
+    return GenerationOptions(min_new_tokens=5, repetition_penalty=1.3, end_token_ids=end)
 
 
 def _with_dropout(model: MultimodalTransformer, dropout: float, device: torch.device) -> MultimodalTransformer:

@@ -97,6 +97,17 @@ def test_the_listing_learns_from_random_prefixes(squares: Path) -> None:
         assert caption.text.startswith(f"A {colour} square.")
 
 
+def test_a_head_with_a_bias_starts_from_how_often_each_token_comes(squares: Path) -> None:
+    trainer = Trainer(options(squares, preset="seed", settings=SMALL_SEED))
+    tokenizer = trainer.captioner.tokenizer
+    assert tokenizer is not None
+    chance_V = trainer.model.head.projection.bias.detach().softmax(dim=0)
+    ends, dots = chance_V[tokenizer.eos_id], chance_V[tokenizer.encode(" square.")[-1]]
+    reds = chance_V[tokenizer.encode(" red")[0]]
+    assert ends == pytest.approx(dots)  # one of each in each of 24 captions, and red in every third
+    assert float(reds / ends) == pytest.approx((8 + 1) / (24 + 1))
+
+
 @pytest.mark.parametrize(("part", "moved"), [("vision", "text."), ("text", "vision.")])
 def test_a_frozen_part_keeps_every_bit_and_the_rest_moves(squares: Path, part: str, moved: str) -> None:
     trainer = Trainer(options(squares, preset="mini", settings=SMALL_MINI, freeze=part, steps=2))
