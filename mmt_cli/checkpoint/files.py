@@ -60,10 +60,11 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
 
 
 def write_folder(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write files into a folder so that a reader finds the old folder or the new one, never a mixture cut short.
+    """Write files into a folder so that no reader finds one of them cut short.
 
-    A new folder is made under a temporary name and renamed; in one that exists, all files are complete on the disk
-    before the first is renamed over its predecessor, in the given order: name the weights last.
+    A new folder is made under a temporary name and renamed, so it is there whole or not at all. In one that exists, all
+    files are complete on the disk before the first is renamed over its predecessor, in the given order (name the
+    weights last): a kill between two renames leaves some files old and some new. Files not named stay as they are.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -64,9 +64,7 @@ class MultimodalTransformer(nn.Module):
 
     def read(self, token_ids_BT: Tensor, image_BND: Tensor, *, valid_BT: Tensor | None = None) -> Tensor:
         """Return the logits as `forward` does, for images that `see` has seen."""
-        position_BT = text_positions(token_ids_BT, valid_BT)
-        fused = self.fuse(self.text(token_ids_BT, position_BT), position_BT, image_BND, valid_BT)
-        logits_BTV: Tensor = self.head(self._run(fused, None))
+        logits_BTV: Tensor = self.head(self._run(self._fused(token_ids_BT, image_BND, valid_BT), None))
         return logits_BTV
 
     def prefill(
@@ -85,9 +83,8 @@ class MultimodalTransformer(nn.Module):
         """
         assert self.config.cacheable, "a bidirectional readout has nothing to cache"
         batch, length = token_ids_BT.shape
-        position_BT = text_positions(token_ids_BT, valid_BT)
-        fused = self.fuse(self.text(token_ids_BT, position_BT), position_BT, image_BND, valid_BT)
-        count_B = torch.full((batch,), length, device=position_BT.device) if valid_BT is None else valid_BT.sum(dim=1)
+        fused = self._fused(token_ids_BT, image_BND, valid_BT)
+        count_B = torch.full((batch,), length, device=token_ids_BT.device) if valid_BT is None else valid_BT.sum(dim=1)
         beside = fused.x_BLD.shape[1] - length  # image tokens that stand in the sequence
         cache = KVCache(num_layers=len(self.blocks), capacity=capacity + beside, position_B=count_B)
         x_BTD = self._run(fused, cache)
@@ -107,6 +104,11 @@ class MultimodalTransformer(nn.Module):
         fused = continued(self.text(token_ids_BT, position_BT), position_BT)
         logits_B1V: Tensor = self.head(self._run(fused, cache)[:, -1:])
         return logits_B1V[:, 0]
+
+    def _fused(self, token_ids_BT: Tensor, image_BND: Tensor, valid_BT: Tensor | None) -> FusedSequence:
+        """Return text and image as one sequence, from the text's start."""
+        position_BT = text_positions(token_ids_BT, valid_BT)
+        return self.fuse(self.text(token_ids_BT, position_BT), position_BT, image_BND, valid_BT)
 
     def _run(self, fused: FusedSequence, cache: KVCache | None) -> Tensor:
         """Return the last block's output at the readout positions."""

@@ -14,9 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mmt_cli.errors import DataError, ImageError
-from mmt_cli.inputs.image import read_image
-from mmt_cli.inputs.preprocess import Preprocessing, to_pixels
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.training.data import Example
 
@@ -56,20 +53,6 @@ def encode_captions(examples: Sequence[Example], tokenizer: Tokenizer, max_lengt
         return tuple(ids[: max_length + 1])
 
     return [[row(caption) for caption in example.captions] for example in examples]
-
-
-def load_pixels(example: Example, preprocessing: Preprocessing) -> Tensor:
-    """Return pixels_CHW of one example.
-
-    Raises:
-        DataError: its image cannot be read; names it.
-    """
-    try:
-        return to_pixels(read_image(example.read()), preprocessing)
-    except (ImageError, OSError) as error:
-        raise DataError(
-            f"an image of the data set cannot be read ({example.key}, {error}); mend or remove it"
-        ) from error
 
 
 def epoch_order(count: int, epoch: int, seed: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmt_cli.captioning.captioner import Captioner, inference
-from mmt_cli.training.batches import load_pixels
+from mmt_cli.errors import DataError, ImageError
 from mmt_cli.training.data import Example
 
 FEATURE_BATCH = 32
@@ -27,9 +27,17 @@ class Images:
         """Do what is to be done once before the first `load`."""
 
     def load(self, index: int) -> tuple[str, Tensor]:
-        """Return the key and pixels_CHW of one example; called in threads."""
+        """Return the key and pixels_CHW of one example, read as captioning reads it; called in threads.
+
+        Raises:
+            DataError: its image cannot be read; names it.
+        """
         example = self.examples[index]
-        return example.key, load_pixels(example, self.captioner.preprocessing)
+        try:
+            return example.key, self.captioner.read(example.read())
+        except ImageError as error:
+            what = f"{example.key}, {error}"
+            raise DataError(f"an image of the data set cannot be read ({what}); mend or remove it") from error
 
     def see(self, images: Tensor) -> Tensor:
         """Return image_BND, as the fusion takes it, of a batch that `load` loaded."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmt_cli.captioning.captioner import Captioner
-from mmt_cli.errors import DivergedError, UsageError
+from mmt_cli.errors import DataError, DivergedError, UsageError
 from mmt_cli.training.loop import Evaluated, Started, Stepped, Trainer, learning_rate
 from mmt_cli.training.options import TrainOptions
 
@@ -188,3 +188,9 @@ def test_a_folder_with_another_checkpoint_is_not_overwritten(squares: Path) -> N
 def test_options_that_exclude_each_other_are_refused(squares: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         options(squares, **changes)
+
+
+def test_an_image_that_cannot_be_read_stops_the_run_and_is_named(squares: Path) -> None:
+    (squares / "3.png").write_bytes((squares / "3.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"3\.png"):
+        list(Trainer(options(squares, steps=2, batch_size=12)).run())
