@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.presets import PRESETS, preset
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -35,17 +36,41 @@ SMALL: dict[str, dict[str, Any]] = {
         "mlp_dim": 72,
     },
     "tiny": {"text.vocab_size": VOCABULARY, "text.num_layers": 3},
-    "mini": {
-        "vision.image_size": 64,
-        "text.vocab_size": VOCABULARY,
-        "text.num_layers": 3,
-        **{f"{part}.block.{key}": value for part in ("text", "connector") for key, value in _SMALL_BLOCK.items()},
+    **{
+        name: {
+            "vision.image_size": 64,
+            "text.vocab_size": VOCABULARY,
+            "text.num_layers": 3,
+            **{f"{part}.block.{key}": value for part in ("text", "connector") for key, value in _SMALL_BLOCK.items()},
+        }
+        for name in ("mini", "modern", "flamingo", "experts", "dynamic")
+    },
+    **{
+        name: {
+            "vision.image_size": 32,
+            "vision.patch_size": 8,
+            "vision.num_layers": 2,
+            "text.vocab_size": VOCABULARY,
+            "text.num_layers": 3,
+            **{f"{part}.block.{key}": value for part in ("text", "vision") for key, value in _SMALL_BLOCK.items()},
+        }
+        for name in ("cross", "window", "linformer", "performer")
     },
 }
-# Ways to build a model that no preset takes: text before the image, unlike widths, a class token among many.
+SMALL["seed-prefix"] = SMALL["seed"]
+SMALL["modern"] = {**SMALL["modern"], "text.block.num_heads": 6, "text.block.num_kv_heads": 2}
+SMALL["window"] |= {
+    "vision.block.kernel.image_window": 3,
+    "text.block.kernel.text_window": 4,
+}
+SMALL["linformer"]["vision.block.kernel.rank"] = 5
+
+_CONNECTOR = {"block": {"width": 32, "num_heads": 4, "mlp_width": 56}, "num_layers": 1}
+_WINDOW = {"kind": "sliding_window", "image_window": 3, "text_window": 4}
+# Ways to build a model that no preset takes, as changes of `tiny`: each switch is in one of them.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tiny-text-first": {
-        "text.vocab_size": VOCABULARY,
+    # Text before the image, unlike widths, a class token among many.
+    "text-first": {
         "fusion.order": "text_first",
         "vision.block.width": 24,
         "vision.class_token": True,
@@ -54,14 +79,77 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "text.head": "own",
         "text.head_bias": True,
         "text.final_norm": False,
-        "connector": {"block": {"width": 32, "num_heads": 4, "mlp_width": 56, "norm": "post"}, "num_layers": 1},
+        "connector": _CONNECTOR | {"block": {"width": 32, "num_heads": 4, "mlp_width": 56, "norm": "post"}},
+    },
+    "causal": {"fusion.visibility": "causal"},
+    "causal-text-first": {"fusion.visibility": "causal", "fusion.order": "text_first", "fusion.gate": "dynamic"},
+    "splice": {"fusion": {"kind": "splice"}},
+    "splice-prefix-multimodal": {
+        "fusion": {"kind": "splice", "visibility": "prefix", "gate": "dynamic"},
+        "text.block.rope": "multimodal",
+        "text.positions": "none",
+        "vision.class_token": True,
+    },
+    "splice-experts-window": {
+        "fusion": {"kind": "splice", "visibility": "prefix", "gate": "tanh"},
+        "text.block.experts": "mlp",
+        "text.block.kernel": _WINDOW,
+        "text.block.rope": "1d",
+    },
+    "cross-tanh": {"fusion": {"kind": "cross", "every": 2, "gate": "tanh"}, "text.block.rope": "1d"},
+    "cross-dynamic": {"fusion": {"kind": "cross", "gate": "dynamic"}, "text.block.qk_norm": True},
+    "gated-cross-dynamic": {"fusion": {"kind": "gated_cross", "every": 2, "gate": "dynamic"}},
+    "concat-tanh": {"fusion.gate": "tanh", "fusion.order": "text_first"},
+    "bidirectional-dynamic": {
+        "fusion.visibility": "bidirectional",
+        "fusion.gate": "dynamic",
+        "vision.class_token": True,
+        "text.block.kernel": _WINDOW | {"text_window": 7},
+    },
+    "block-of-today": {
+        "text.block.norm": "sandwich",
+        "text.block.norm_kind": "rmsnorm",
+        "text.block.norm_eps": 0.02,
+        "text.block.activation": "silu",
+        "text.block.gated": True,
+        "text.block.num_heads": 4,
+        "text.block.num_kv_heads": 2,
+        "text.block.qk_norm": True,
+        "text.block.layer_scale": 0.1,
+        "text.block.qkv_bias": False,
+        "text.block.rope": "multimodal",
+        "text.block.rope_theta": 100.0,
+        "text.positions": "none",
+        "vision.block.rope": "2d",
+        "vision.positions": "none",
+        "vision.class_token": True,
+        "vision.embedding": "convolution",
+    },
+    "experts": {"text.block.experts": "attention+mlp", "fusion.order": "text_first", "text.block.num_kv_heads": 1},
+    "window": {"text.block.kernel": _WINDOW, "vision.class_token": True, "vision.positions": "learned_2d"},
+    "window-text-first": {"text.block.kernel": _WINDOW, "fusion.order": "text_first", "vision.block.kernel": _WINDOW},
+    "performer": {
+        "text.block.kernel": {"kind": "performer", "features": 32},
+        "fusion.order": "text_first",
+        "vision.block.kernel": {"kind": "performer", "features": 32},
+        "vision.positions": "sincos_2d",
+    },
+    "linformer-connector": {
+        "connector": _CONNECTOR
+        | {"block": {"width": 32, "num_heads": 4, "mlp_width": 56, "kernel": {"kind": "linformer", "rank": 3}}},
+    },
+    "merging": {"vision.merged_tokens": 3, "vision.num_layers": 2, "vision.class_token": True},
+    "pixel-shuffle": {"connector": _CONNECTOR | {"reduction": "pixel_shuffle", "positions": "learned_2d"}},
+    "average": {
+        "vision.patch_size": 4,
+        "connector": _CONNECTOR | {"reduction": "average", "reduction_factor": 3, "positions": "sincos_2d"},
     },
 }
 
 
 def small_config(name: str) -> ModelConfig:
     if name in VARIANTS:
-        return preset("tiny", VARIANTS[name])
+        return preset("tiny", {**SMALL["tiny"], **VARIANTS[name]})
     return preset(name, SMALL.get(name))
 
 
@@ -79,6 +167,8 @@ def _strong(name: str, random: Tensor) -> Tensor:
         return 0.5 + random.abs()
     if "position" in name or "pos_encoding" in name or name.endswith(("class_token", "cls_token")):
         return 0.7 * random
+    if ".gate" in name:
+        return 0.2 * random  # stronger ones saturate
     if len(shape) < 2:
         return 0.3 * random + (1.0 if name.endswith("weight") else 0.0)
     if name.endswith(("tokens.weight", "text_embedding.weight")):
@@ -94,6 +184,16 @@ def build_model(config: ModelConfig, seed: int = 0) -> MultimodalTransformer:
     return model.eval().requires_grad_(False)
 
 
+def callable_model(config: ModelConfig) -> Any:
+    """Return a model that takes text without placeholders."""
+    return called(build_model(config))
+
+
+def called(model: MultimodalTransformer) -> Any:
+    """Return the model so that it takes text without placeholders."""
+    return model if model.config.placeholder_id is None else WithPlaceholders(model)
+
+
 def random_pixels(config: ModelConfig, count: int, seed: int = 0) -> Tensor:
     size = config.vision.image_size
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -101,7 +201,8 @@ def random_pixels(config: ModelConfig, count: int, seed: int = 0) -> Tensor:
 
 
 def random_ids(count: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(2000 + seed))
+    # The last entry is the placeholder of splice models.
+    return torch.randint(0, VOCABULARY - 1, (count, length), generator=torch.Generator().manual_seed(2000 + seed))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -112,16 +213,43 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class WithPlaceholders:
+    """A splice model that is called as all others are: its image goes before the text, and the text is read out."""
+
+    def __init__(self, model: MultimodalTransformer) -> None:
+        self.model = model
+        self.count = model.config.num_image_tokens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, token_ids_BT: Tensor, pixels: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        return self.read(token_ids_BT, self.model.see(pixels), valid_BT=valid_BT)
+
+    def read(self, token_ids_BT: Tensor, image: ImageTokens, valid_BT: Tensor | None = None) -> Tensor:
+        ids, image, valid = self._spliced(token_ids_BT, image, valid_BT)
+        return self.model.read(ids, image, valid_BT=valid)[:, self.count :]
+
+    def prefill(self, token_ids_BT: Tensor, image: ImageTokens, capacity: int, valid_BT: Tensor | None = None) -> Any:
+        ids, image, valid = self._spliced(token_ids_BT, image, valid_BT)
+        return self.model.prefill(ids, image, valid_BT=valid, capacity=capacity + self.count)
+
+    def _spliced(self, token_ids_BT: Tensor, image: ImageTokens, valid_BT: Tensor | None) -> Any:
+        places = torch.full((len(token_ids_BT), self.count), self.model.config.placeholder_id)
+        valid = None if valid_BT is None else torch.cat([torch.ones_like(places, dtype=torch.bool), valid_BT], dim=1)
+        return torch.cat([places, token_ids_BT], dim=1), image, valid
+
+
 @pytest.fixture(params=[*PRESETS, *VARIANTS], scope="session")
 def model(request: pytest.FixtureRequest) -> MultimodalTransformer:
     """Every preset, small, with strong weights; tests must not change it."""
-    return build_model(small_config(request.param))
+    return callable_model(small_config(request.param))
 
 
-@pytest.fixture(params=[*(n for n in PRESETS if small_config(n).cacheable), *VARIANTS], scope="session")
+@pytest.fixture(params=[n for n in (*PRESETS, *VARIANTS) if small_config(n).cacheable], scope="session")
 def cacheable_model(request: pytest.FixtureRequest) -> MultimodalTransformer:
     """Those that can keep keys and values."""
-    return build_model(small_config(request.param))
+    return callable_model(small_config(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Image and prompt → text: the Python face of the project.
 
-B items, N image tokens, D width, C channels, H height, W width in pixels.
+B items, C channels, H height, W width in pixels.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inputs.image import MAX_PIXELS, read_image
 from mmt_cli.inputs.preprocess import Preprocessing, to_pixels
 from mmt_cli.inputs.tokenizer import Tokenizer
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 
 ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image
@@ -130,6 +131,12 @@ class Captioner:
         size = (self.preprocessing.height, self.preprocessing.width)
         return to_pixels(read_image(image, max_pixels=max_pixels, draft_size=size), self.preprocessing)
 
+    @property
+    def image_ids(self) -> list[int]:
+        """The placeholders behind the begin token whose places the image takes; none where it stands elsewhere."""
+        placeholder = self.model.config.placeholder_id
+        return [] if placeholder is None else [placeholder] * self.model.config.num_image_tokens
+
     def encode_prompt(self, prompt: str | None) -> list[int]:
         """Return the ids that a caption starts from: the begin token and the prompt's, without outer white space.
 
@@ -137,7 +144,7 @@ class Captioner:
             ModelError: the checkpoint has no tokenizer.
             UsageError: the prompt leaves no room for a word in the model's context.
         """
-        ids = [self._words.bos_id, *self._words.encode((prompt or "").strip())]
+        ids = [self._words.bos_id, *self.image_ids, *self._words.encode((prompt or "").strip())]
         if len(ids) > self.model.config.text.max_length:
             limit = self.model.config.text.max_length
             raise UsageError(f"the prompt is too long ({len(ids)} tokens, the model's context is {limit}); shorten it")
@@ -169,12 +176,12 @@ class Captioner:
             For each image its captions, best first; one unless `options.num_captions` says more.
         """
         with inference(self.model):
-            image_BND = self.model.see(torch.stack(list(pixels)).to(self.device, self.dtype))
-        return self.generate_from(image_BND, prompt=prompt, options=options, seeds=seeds)
+            image = self.model.see(torch.stack(list(pixels)).to(self.device, self.dtype))
+        return self.generate_from(image, prompt=prompt, options=options, seeds=seeds)
 
     def generate_from(
         self,
-        image_BND: Tensor,
+        image: ImageTokens,
         *,
         prompt: str | None = None,
         options: GenerationOptions | None = None,
@@ -183,10 +190,10 @@ class Captioner:
         """Do what `generate` does for images that the model has seen already (`model.see`)."""
         prompt_ids = self.encode_prompt(prompt)
         options = self._completed(options or self.generation, len(prompt_ids))
-        prompts = [prompt_ids] * len(image_BND)
-        generators = [torch.Generator().manual_seed(s) for s in seeds or range(len(image_BND))]
+        prompts = [prompt_ids] * len(image)
+        generators = [torch.Generator().manual_seed(s) for s in seeds or range(len(image))]
         with inference(self.model):
-            stepper = build_stepper(self.model, image_BND, prompts, options.max_new_tokens)
+            stepper = build_stepper(self.model, image, prompts, options.max_new_tokens)
             items = generate(stepper, prompts, options, generators)
         return [
             [
@@ -210,6 +217,7 @@ class Captioner:
             max_new_tokens=min(options.max_new_tokens, room),
             min_new_tokens=min(options.min_new_tokens, room),
             end_token_ids=options.end_token_ids or (self._words.eos_id,),
+            suppress_tokens=(*options.suppress_tokens, *self.image_ids[:1]),
         )
 
     def caption(

@@ -1,6 +1,6 @@
 """What decoding drives: the model behind a prompt and an image, with or without a cache.
 
-B items, R rows (beams, draws), T text tokens, N image tokens, D width, V vocabulary.
+B items, R rows (beams, draws), T text tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmt_cli.decoding.generate import Stepper
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 
 
@@ -16,45 +17,47 @@ class CachedStepper:
     """Reads the prompt once and then one token a step."""
 
     def __init__(
-        self, model: MultimodalTransformer, image_BND: Tensor, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+        self, model: MultimodalTransformer, image: ImageTokens, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
     ) -> None:
         self.model = model
-        self.image_BND = image_BND
-        self.token_ids_BT, self.valid_BT = pad(prompt_ids, image_BND.device)
+        self.image = image
+        self.device = image.x_BND.device
+        self.token_ids_BT, self.valid_BT = pad(prompt_ids, self.device)
         self.capacity = self.token_ids_BT.shape[1] + max_new_tokens
 
     def start(self) -> Tensor:
         """Return logits_BV after the prompts."""
         logits_BV, self.cache = self.model.prefill(
-            self.token_ids_BT, self.image_BND, valid_BT=self.valid_BT, capacity=self.capacity
+            self.token_ids_BT, self.image, valid_BT=self.valid_BT, capacity=self.capacity
         )
         return logits_BV
 
     def step(self, token_ids_R: Tensor) -> Tensor:
         """Return logits_RV after one more token a row."""
-        logits_RV = self.model.step(token_ids_R.to(self.image_BND.device)[:, None], self.cache)
+        logits_RV = self.model.step(token_ids_R.to(self.device)[:, None], self.cache)
         self.cache.advance(1)
         return logits_RV
 
     def reorder(self, row_R: Tensor) -> None:
         """Keep these rows, in this order."""
-        self.cache.reorder(row_R.to(self.image_BND.device))
+        self.cache.reorder(row_R.to(self.device))
 
 
 class RecomputeStepper:
     """Reads everything again at each step: for models without a cache, and the reference for those with one."""
 
     def __init__(
-        self, model: MultimodalTransformer, image_BND: Tensor, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+        self, model: MultimodalTransformer, image: ImageTokens, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
     ) -> None:
         self.model = model
-        self.image_RND = image_BND
+        self.image = image
+        self.device = image.x_BND.device
         self.rows = [list(ids) for ids in prompt_ids]
 
     def start(self) -> Tensor:
         """Return logits_BV after the prompts."""
-        token_ids_RT, valid_RT = pad(self.rows, self.image_RND.device)
-        logits_RTV = self.model.read(token_ids_RT, self.image_RND, valid_BT=valid_RT)
+        token_ids_RT, valid_RT = pad(self.rows, self.device)
+        logits_RTV = self.model.read(token_ids_RT, self.image, valid_BT=valid_RT)
         if logits_RTV.shape[1] == 1:
             return logits_RTV[:, 0]
         last_R = torch.tensor([len(row) - 1 for row in self.rows], device=logits_RTV.device)
@@ -69,15 +72,15 @@ class RecomputeStepper:
     def reorder(self, row_R: Tensor) -> None:
         """Keep these rows, in this order."""
         self.rows = [list(self.rows[row]) for row in row_R.tolist()]
-        self.image_RND = self.image_RND[row_R.to(self.image_RND.device)]
+        self.image = self.image[row_R.to(self.device)]
 
 
 def build_stepper(
-    model: MultimodalTransformer, image_BND: Tensor, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+    model: MultimodalTransformer, image: ImageTokens, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Stepper:
     """Return the quickest stepper that is exact for this model."""
     kind = CachedStepper if model.config.cacheable else RecomputeStepper
-    return kind(model, image_BND, prompt_ids, max_new_tokens)
+    return kind(model, image, prompt_ids, max_new_tokens)
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

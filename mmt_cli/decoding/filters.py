@@ -92,8 +92,18 @@ class MinNewTokens:
         """Rule out the end tokens while the text is shorter; ids beyond the vocabulary are passed over."""
         if history.generated >= self.count:
             return scores_RV
-        inside = [token for token in self.end_token_ids if token < scores_RV.shape[1]]
-        return scores_RV.index_fill(1, torch.tensor(inside, dtype=torch.int64, device=scores_RV.device), -math.inf)
+        return _ruled_out(self.end_token_ids, scores_RV)
+
+
+@dataclass(frozen=True)
+class SuppressTokens:
+    """Rule out these tokens."""
+
+    token_ids: tuple[int, ...]
+
+    def __call__(self, scores_RV: Tensor, history: History) -> Tensor:
+        """Rule them out; ids beyond the vocabulary are passed over."""
+        return _ruled_out(self.token_ids, scores_RV)
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,8 @@ def build_filters(options: GenerationOptions) -> list[Filter]:
         filters.append(NoRepeatNgram(options.no_repeat_ngram_size))
     if options.min_new_tokens > 0 and options.end_token_ids:
         filters.append(MinNewTokens(options.min_new_tokens, options.end_token_ids))
+    if options.suppress_tokens:
+        filters.append(SuppressTokens(options.suppress_tokens))
     if options.temperature is not None and options.temperature != 1.0:
         filters.append(Temperature(options.temperature))
     if options.top_k:
@@ -156,6 +168,11 @@ def apply_filters(filters: Sequence[Filter], scores_RV: Tensor, history: History
     for logit_filter in filters:
         scores_RV = logit_filter(scores_RV, history)
     return scores_RV
+
+
+def _ruled_out(token_ids: Sequence[int], scores_RV: Tensor) -> Tensor:
+    inside = [token for token in token_ids if token < scores_RV.shape[1]]
+    return scores_RV.index_fill(1, torch.tensor(inside, dtype=torch.int64, device=scores_RV.device), -math.inf)
 
 
 def _marked(ids_RX: Tensor, scores_RV: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from mmt_cli.errors import UsageError
 
+_TOKEN_LISTS = ("end_token_ids", "suppress_tokens")
 _LONGEST = 1_000_000  # new tokens; together with the next bound it keeps length ** length_penalty finite
 _STEEPEST_LENGTH_PENALTY = 20.0
 _MOST_ROWS = 1000  # beams or captions of one item
@@ -40,6 +41,7 @@ class GenerationOptions:
         no_repeat_ngram_size: No run of this many tokens twice in prompt and text; 0 allows it.
         num_captions: Texts for each item: the best of its beams, or as many draws.
         end_token_ids: Tokens that end a text.
+        suppress_tokens: Tokens that are never generated.
 
     Raises:
         UsageError: A value out of its bounds or of the wrong type, or values that exclude each other.
@@ -57,6 +59,7 @@ class GenerationOptions:
     no_repeat_ngram_size: int = 0
     num_captions: int = 1
     end_token_ids: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -69,7 +72,8 @@ class GenerationOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as values that JSON can hold."""
-        return {**dataclasses.asdict(self), "end_token_ids": list(self.end_token_ids)}
+        lists = {name: list(getattr(self, name)) for name in _TOKEN_LISTS}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -82,8 +86,7 @@ class GenerationOptions:
         if unknown := [key for key in values if key not in known]:
             raise UsageError(f"unknown generation option {unknown[0]!r}; use one of {', '.join(known)}")
         given = dict(values)
-        if isinstance(given.get("end_token_ids"), list):
-            given["end_token_ids"] = tuple(given["end_token_ids"])
+        given |= {name: tuple(given[name]) for name in _TOKEN_LISTS if isinstance(given.get(name), list)}
         return cls(**given)
 
     def _check_values(self) -> None:
@@ -104,10 +107,12 @@ class GenerationOptions:
             _require_number("top_p", self.top_p, above=0.0, at_most=1.0)
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise UsageError(f'early_stopping is {self.early_stopping!r}; use true, false or "never"')
-        if not isinstance(self.end_token_ids, tuple):
-            raise UsageError(f"end_token_ids is {self.end_token_ids!r}; use a list of token ids")
-        for token in self.end_token_ids:
-            _require_integer("end_token_ids", token, at_least=0)
+        for name in _TOKEN_LISTS:
+            tokens = getattr(self, name)
+            if not isinstance(tokens, tuple):
+                raise UsageError(f"{name} is {tokens!r}; use a list of token ids")
+            for token in tokens:
+                _require_integer(name, token, at_least=0)
 
     def _check_combinations(self) -> None:
         if self.min_new_tokens > self.max_new_tokens:

@@ -1,84 +1,86 @@
-"""Self- and cross-attention over one kernel.
+"""Self- and cross-attention: projections and heads around a kernel.
 
-B batch, L sequence, M memory (image) tokens, D width, H heads, E head width, Q queries, K keys.
+B batch, L sequence, M memory (image) tokens, D width, H heads, G heads of keys and values, E head width, Q queries,
+K keys.
 """
 
-from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from mmt_cli.model.cache import LayerCache
-from mmt_cli.model.config import BlockConfig
-from mmt_cli.model.kernels import Kernel, full_attention
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What the sublayers of a block may look at besides the sequence itself."""
-
-    mask_B1QK: Tensor | None = None
-    memory_BMD: Tensor | None = None
-    cache: LayerCache | None = None
-    start: int = 0  # first free slot of the cache
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.context import Context
+from mmt_cli.model.kernels import build_kernel, full_attention
+from mmt_cli.model.layers import Linear, build_linear, build_norm
+from mmt_cli.model.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Heads, kernel and output projection; how queries, keys and values come about is the subclass's."""
+    """Heads and their norms; how queries, keys and values come about is the subclass's."""
 
-    def __init__(self, config: BlockConfig, kernel: Kernel = full_attention) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.head_width = config.head_width
         self.dropout = config.dropout
-        self.kernel = kernel
-        self.out = nn.Linear(config.width, config.width)
+        norms = [build_norm(config, config.head_width) if config.qk_norm else nn.Identity() for _ in range(2)]
+        self.q_norm, self.k_norm = norms
 
     def split(self, x_BLD: Tensor) -> Tensor:
         """Return x_BHLE."""
-        batch, length, width = x_BLD.shape
-        return x_BLD.view(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+        return torch.unflatten(x_BLD, -1, (-1, self.head_width)).transpose(1, 2)
 
-    def attend(self, q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, mask_B1QK: Tensor | None) -> Tensor:
-        """Return the output projection of the attended values, BQD."""
-        dropout = self.dropout if self.training else 0.0
-        attended_BHQE = self.kernel(q_BHQE, k_BHKE, v_BHKE, mask_B1QK, dropout)
-        output_BQD: Tensor = self.out(attended_BHQE.transpose(1, 2).flatten(2))
-        return output_BQD
+    @property
+    def dropout_now(self) -> float:
+        """Dropout of attention weights: none outside training."""
+        return self.dropout if self.training else 0.0
 
 
 class SelfAttention(Attention):
     """The sequence attends to itself, and to the cached tokens before it."""
 
-    def __init__(self, config: BlockConfig, kernel: Kernel = full_attention) -> None:
-        super().__init__(config, kernel)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+    def __init__(self, config: BlockConfig, num_tokens: int | None = None) -> None:
+        super().__init__(config)
+        kv_width = config.kv_heads * config.head_width
+        self.widths = (config.width, kv_width, kv_width)
+        self.qkv = build_linear(config, config.width, sum(self.widths), bias=config.qkv_bias)
+        self.out = build_linear(config, config.width, config.width, bias=config.out_bias)
+        self.kernel = build_kernel(config, num_tokens=num_tokens)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
-        q_BHLE, k_BHKE, v_BHKE = map(self.split, self.qkv(x_BLD).chunk(3, dim=-1))
+        q_BHLE, k_BGKE, v_BGKE = map(self.split, self.qkv(x_BLD, context).split(self.widths, dim=-1))
+        q_BHLE, k_BGKE = self.q_norm(q_BHLE), self.k_norm(k_BGKE)
+        if context.rotation is not None:
+            q_BHLE, k_BGKE = rotate(q_BHLE, context.rotation), rotate(k_BGKE, context.rotation)
         if context.cache is not None:
-            k_BHKE, v_BHKE = context.cache.write(k_BHKE, v_BHKE, context.start)
-        return self.attend(q_BHLE, k_BHKE, v_BHKE, context.mask_B1QK)
+            k_BGKE, v_BGKE = context.cache.write(k_BGKE, v_BGKE, context.visibility.start)
+        attended_BHLE = self.kernel(q_BHLE, k_BGKE, v_BGKE, context.visibility, self.dropout_now, context.cache)
+        return cast("Tensor", self.out(attended_BHLE.transpose(1, 2).flatten(2), context))
 
 
 class CrossAttention(Attention):
     """The sequence attends to the memory, whose keys and values are computed once a cache."""
 
-    def __init__(self, config: BlockConfig, memory_width: int, kernel: Kernel = full_attention) -> None:
-        super().__init__(config, kernel)
-        self.q = nn.Linear(config.width, config.width)
-        self.kv = nn.Linear(memory_width, 2 * config.width)
+    def __init__(self, config: BlockConfig, memory_width: int) -> None:
+        super().__init__(config)
+        self.q = Linear(config.width, config.width, bias=config.qkv_bias)
+        self.kv = Linear(memory_width, 2 * config.kv_heads * config.head_width, bias=config.qkv_bias)
+        self.out = Linear(config.width, config.width, bias=config.out_bias)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
-        k_BHME, v_BHME = self._memory(context)
-        return self.attend(self.split(self.q(x_BLD)), k_BHME, v_BHME, None)
+        k_BGME, v_BGME = self._memory(context)
+        q_BHLE = self.q_norm(self.split(self.q(x_BLD, context)))
+        attended_BHLE = full_attention(q_BHLE, k_BGME, v_BGME, None, self.dropout_now)
+        return cast("Tensor", self.out(attended_BHLE.transpose(1, 2).flatten(2), context))
 
     def _memory(self, context: Context) -> tuple[Tensor, Tensor]:
-        if context.cache is not None and context.cache.memory_kv is not None:
-            return context.cache.memory_kv
+        if context.cache is not None and context.cache.memory is not None:
+            return context.cache.read_memory()
         assert context.memory_BMD is not None, "cross-attention without a memory"
-        k_BMD, v_BMD = self.kv(context.memory_BMD).chunk(2, dim=-1)
-        memory_kv = self.split(k_BMD), self.split(v_BMD)
+        k_BGME, v_BGME = map(self.split, self.kv(context.memory_BMD, context).chunk(2, dim=-1))
+        k_BGME = self.k_norm(k_BGME)
         if context.cache is not None:
-            context.cache.memory_kv = memory_kv
-        return memory_kv
+            context.cache.write_memory(k_BGME, v_BGME)
+        return k_BGME, v_BGME

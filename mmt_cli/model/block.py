@@ -3,43 +3,40 @@
 B batch, L sequence, D width.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 from torch import Tensor, nn
 
-from mmt_cli.model.attention import Context, CrossAttention, SelfAttention
-from mmt_cli.model.config import BlockConfig
+from mmt_cli.model.attention import CrossAttention, SelfAttention
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.context import Context
+from mmt_cli.model.gate import OpenGate
+from mmt_cli.model.layers import LayerScale, build_mlp, build_norm
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
-
-
-class Mlp(nn.Module):
-    """Two linear maps with an activation between them, each token by itself."""
-
-    def __init__(self, config: BlockConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.width, config.mlp_width)
-        self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
-        self.down = nn.Linear(config.mlp_width, config.width)
-
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Return BLD."""
-        return cast("Tensor", self.down(self.dropout(self.activation(self.up(x_BLD)))))
+NEED_MEMORY = ("cross_attention", "cross_mlp")
 
 
 class Residual(nn.Module):
     """A sublayer added to what came in, normalised before it (pre-norm, Xiong et al. 2020)."""
 
-    def __init__(self, config: BlockConfig, inner: nn.Module) -> None:
+    def __init__(self, config: BlockConfig, inner: nn.Module, gate: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = build_norm(config)
         self.inner = inner
         self.dropout = nn.Dropout(config.dropout)
+        start = config.layer_scale
+        self.scale = nn.Identity() if start is None else LayerScale(config.width, start)
+        self.gate = OpenGate() if gate is None else gate
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
-        return x_BLD + cast("Tensor", self.dropout(self.inner(self.norm(x_BLD), context)))
+        return x_BLD + self.update(x_BLD, self.norm(x_BLD), context)
+
+    def update(self, x_BLD: Tensor, input_BLD: Tensor, context: Context) -> Tensor:
+        """Return what the sublayer adds to `x_BLD`, computed from `input_BLD`."""
+        update_BLD = self.scale(self.dropout(self.inner(input_BLD, context)))
+        return cast("Tensor", self.gate(update_BLD, x_BLD, context.summary_BLS))
 
 
 class PostNormResidual(Residual):
@@ -47,25 +44,73 @@ class PostNormResidual(Residual):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
-        return cast("Tensor", self.norm(x_BLD + self.dropout(self.inner(x_BLD, context))))
+        return cast("Tensor", self.norm(x_BLD + self.update(x_BLD, x_BLD, context)))
 
 
-RESIDUALS: dict[str, type[Residual]] = {"pre": Residual, "post": PostNormResidual}
+class SandwichResidual(Residual):
+    """The same, normalised before the sublayer and again before the sum (Ding et al. 2021, Gemma 2)."""
+
+    def __init__(self, config: BlockConfig, inner: nn.Module, gate: nn.Module | None = None) -> None:
+        super().__init__(config, Then(inner, build_norm(config)), gate)
+
+
+class Then(nn.Module):
+    """A sublayer and a norm of its output."""
+
+    def __init__(self, inner: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.norm = norm
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return BLD."""
+        return cast("Tensor", self.norm(self.inner(x_BLD, context)))
+
+
+RESIDUALS: dict[str, type[Residual]] = {"pre": Residual, "post": PostNormResidual, "sandwich": SandwichResidual}
 
 
 class Block(nn.ModuleDict):
-    """Self-attention → cross-attention (where `memory_width` is given) → MLP, in this order."""
+    """Residual sublayers in the order given; those that read the memory are passed over where there is none."""
 
-    def __init__(self, config: BlockConfig, memory_width: int | None = None) -> None:
-        sublayers: dict[str, nn.Module] = {"attention": SelfAttention(config)}
-        if memory_width is not None:
-            sublayers["cross_attention"] = CrossAttention(config, memory_width)
-        sublayers["mlp"] = Mlp(config)
-        residual = RESIDUALS[config.norm]
-        super().__init__({name: residual(config, inner) for name, inner in sublayers.items()})
+    def __init__(self, sublayers: Mapping[str, Residual]) -> None:
+        super().__init__(sublayers)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return x_BLD after every sublayer."""
-        for sublayer in self.values():
-            x_BLD = sublayer(x_BLD, context)
+        for name, sublayer in self.items():
+            if context.has_memory or name not in NEED_MEMORY:
+                x_BLD = sublayer(x_BLD, context)
         return x_BLD
+
+
+def plain_block(config: BlockConfig, num_tokens: int | None = None) -> Block:
+    """Return self-attention → MLP; `num_tokens` is the length, where it is always the same."""
+    return Block(_plain(config, num_tokens))
+
+
+def cross_block(config: BlockConfig, memory_width: int, gate: nn.Module) -> Block:
+    """Return self-attention → cross-attention → MLP."""
+    plain = _plain(config)
+    cross = RESIDUALS[config.norm](config, CrossAttention(config, memory_width), gate)
+    return Block({"attention": plain["attention"], "cross_attention": cross, "mlp": plain["mlp"]})
+
+
+def gated_cross_block(config: BlockConfig, memory_width: int, gates: tuple[nn.Module, nn.Module]) -> Block:
+    """Return gated cross-attention → gated MLP → self-attention → MLP (Flamingo, Alayrac et al. 2022)."""
+    residual = RESIDUALS[config.norm]
+    return Block(
+        {
+            "cross_attention": residual(config, CrossAttention(config, memory_width), gates[0]),
+            "cross_mlp": residual(config, build_mlp(config), gates[1]),
+            **_plain(config),
+        }
+    )
+
+
+def _plain(config: BlockConfig, num_tokens: int | None = None) -> dict[str, Residual]:
+    residual = RESIDUALS[config.norm]
+    return {
+        "attention": residual(config, SelfAttention(config, num_tokens)),
+        "mlp": residual(config, build_mlp(config)),
+    }

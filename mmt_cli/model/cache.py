@@ -1,65 +1,181 @@
 """Keys and values of the tokens already read, in memory taken once.
 
 The model writes behind `length`; only decoding advances, trims or reorders.
-B batch, R rows after reordering, H heads, K slots, L new tokens, E head width, M memory (image) tokens.
+B batch, R rows after reordering, H heads, K slots, L new tokens, T text tokens, E head width, M memory (image) tokens,
+F random features, D width.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmt_cli.model.mask import Tokens
+
+_INT8_MAX = 127
+
+
+class Slots:
+    """Keys, or values, of one layer: `capacity` slots, filled from the front."""
+
+    def __init__(self, like_BHLE: Tensor, capacity: int) -> None:
+        batch, heads, _, head_width = like_BHLE.shape
+        self.parts = [like_BHLE.new_empty(batch, heads, capacity, head_width)]
+
+    def write(self, x_BHLE: Tensor, start: int) -> None:
+        """Store tokens in the slots from `start` on."""
+        self.parts[0][:, :, start : start + x_BHLE.shape[2]] = x_BHLE
+
+    def read(self, end: int) -> Tensor:
+        """Return x_BHKE of the slots before `end`, as a view."""
+        return self.parts[0][:, :, :end]
+
+    def reorder(self, row_R: Tensor, length: int) -> None:
+        """Keep these rows, in this order; of each the first `length` slots."""
+        self.parts = [_reorder(part, row_R, length) for part in self.parts]
+
+
+class Int8Slots(Slots):
+    """The same in 8 bits, one scale for each token and head: numbers are off by 1/254 of the largest at most."""
+
+    def __init__(self, like_BHLE: Tensor, capacity: int) -> None:
+        batch, heads, _, head_width = like_BHLE.shape
+        self.parts = [
+            like_BHLE.new_empty(batch, heads, capacity, head_width, dtype=torch.int8),
+            like_BHLE.new_empty(batch, heads, capacity, 1),
+        ]
+
+    def write(self, x_BHLE: Tensor, start: int) -> None:
+        """Store tokens in the slots from `start` on."""
+        values, scales = self.parts
+        scale_BHL1 = (x_BHLE.abs().amax(dim=-1, keepdim=True) / _INT8_MAX).clamp_min(torch.finfo(x_BHLE.dtype).tiny)
+        end = start + x_BHLE.shape[2]
+        values[:, :, start:end] = (x_BHLE / scale_BHL1).round().clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8)
+        scales[:, :, start:end] = scale_BHL1
+
+    def read(self, end: int) -> Tensor:
+        """Return x_BHKE of the slots before `end`."""
+        values, scales = self.parts
+        return values[:, :, :end] * scales[:, :, :end]
+
+
+SLOTS: dict[str, type[Slots]] = {"full": Slots, "int8": Int8Slots}
+
+
+@dataclass(kw_only=True)
+class PrefixSums:
+    """What a linear kernel keeps of the first `count` tokens."""
+
+    count: int
+    values_BHFE: Tensor
+    features_BHF: Tensor
+
+    def reorder(self, row_R: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.values_BHFE, self.features_BHF = self.values_BHFE[row_R], self.features_BHF[row_R]
+
 
 class LayerCache:
-    """One block's keys and values: `capacity` slots for self-attention, and the image's for cross-attention."""
+    """One block's keys and values: of the sequence, and of the image beside it for cross-attention."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, slots: type[Slots] = Slots) -> None:
         self.capacity = capacity
-        self.self_kv: tuple[Tensor, Tensor] | None = None
-        self.memory_kv: tuple[Tensor, Tensor] | None = None
+        self.slots = slots
+        self.sequence: tuple[Slots, Slots] | None = None
+        self.memory: tuple[Slots, Slots] | None = None
+        self.memory_length = 0
+        self.sums: PrefixSums | None = None
 
     def write(self, k_BHLE: Tensor, v_BHLE: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Store keys and values in the slots from `start` on; return all up to there, as views."""
-        if self.self_kv is None:
-            batch, heads, _, head_width = k_BHLE.shape
-            shape = (batch, heads, self.capacity, head_width)
-            self.self_kv = k_BHLE.new_empty(shape), v_BHLE.new_empty(shape)
+        """Store keys and values in the slots from `start` on; return all up to there."""
         end = start + k_BHLE.shape[2]
         assert end <= self.capacity, f"{end} tokens in a cache of {self.capacity}"
-        k_BHKE, v_BHKE = self.self_kv
-        k_BHKE[:, :, start:end] = k_BHLE
-        v_BHKE[:, :, start:end] = v_BHLE
-        return k_BHKE[:, :, :end], v_BHKE[:, :, :end]
+        if self.sequence is None:
+            self.sequence = self.slots(k_BHLE, self.capacity), self.slots(v_BHLE, self.capacity)
+        k, v = self.sequence
+        k.write(k_BHLE, start)
+        v.write(v_BHLE, start)
+        return k.read(end), v.read(end)
+
+    def write_memory(self, k_BHME: Tensor, v_BHME: Tensor) -> None:
+        """Store the image's keys and values."""
+        self.memory_length = k_BHME.shape[2]
+        self.memory = self.slots(k_BHME, self.memory_length), self.slots(v_BHME, self.memory_length)
+        for slots, x_BHME in zip(self.memory, (k_BHME, v_BHME), strict=True):
+            slots.write(x_BHME, 0)
+
+    def read_memory(self) -> tuple[Tensor, Tensor]:
+        """Return the image's keys and values."""
+        assert self.memory is not None, "nothing written yet"
+        return self.memory[0].read(self.memory_length), self.memory[1].read(self.memory_length)
 
     def reorder(self, row_R: Tensor, length: int, *, same_image: bool) -> None:
         """Keep these rows, in this order; the memory's rows stay when each row keeps its image."""
-        if self.self_kv is not None:
-            self.self_kv = _reorder(self.self_kv[0], row_R, length), _reorder(self.self_kv[1], row_R, length)
-        if self.memory_kv is not None and not same_image:
-            self.memory_kv = self.memory_kv[0][row_R], self.memory_kv[1][row_R]
+        for slots in self.sequence or ():
+            slots.reorder(row_R, length)
+        if not same_image:
+            for slots in self.memory or ():
+                slots.reorder(row_R, self.memory_length)
+        if self.sums is not None:
+            self.sums.reorder(row_R)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStart:
+    """Where the text begins in the counts that image and text share, and how many slots stand outside the text."""
+
+    step: int
+    rotary: int
+    slots: int  # of image tokens that are not among the text's own positions
+    placeholders: int  # positions of the text that image tokens have taken
 
 
 class KVCache:
-    """The whole model's cache, with what masks need: step and validity per slot, next text position per row."""
+    """The whole model's cache, with what masks, positions and gates need to go on behind it."""
 
-    def __init__(self, *, num_layers: int, capacity: int, position_B: Tensor) -> None:
+    def __init__(
+        self, *, num_layers: int, capacity: int, position_B: Tensor, start: TextStart, slots: type[Slots] = Slots
+    ) -> None:
         self.capacity = capacity
         self.length = 0
-        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
-        rows, device = position_B.shape[0], position_B.device
-        self.position_B = position_B
-        self.image_B = torch.arange(rows, device=device)
-        self.step_BK = torch.zeros(rows, capacity, dtype=torch.long, device=device)
-        self.valid_BK: Tensor | None = None
+        self.start = start
+        self.layers = [LayerCache(capacity, slots) for _ in range(num_layers)]
+        self.position_B = position_B  # of the next text token in each row
+        self.image_B = torch.arange(len(position_B), device=position_B.device)
+        self.tokens: Tokens | None = None  # of all slots
+        self.text_sum_BTD: Tensor | None = None  # for gates: running sums of the text
+        self.image_mean_BD: Tensor | None = None
 
-    def write_steps(self, step_BL: Tensor, valid_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Store the new tokens' steps and validity behind `length`; return those of all keys up to there."""
-        end = self.length + step_BL.shape[1]
-        self.step_BK[:, self.length : end] = step_BL
-        if valid_BL is not None and self.valid_BK is None:
-            self.valid_BK = torch.ones_like(self.step_BK, dtype=torch.bool)
-        if self.valid_BK is None:
-            return self.step_BK[:, :end], None
-        self.valid_BK[:, self.length : end] = True if valid_BL is None else valid_BL
-        return self.step_BK[:, :end], self.valid_BK[:, :end]
+    def write_tokens(self, new: Tokens) -> Tokens:
+        """Store the facts about new tokens behind `length`; return those about all keys up to there."""
+        if self.tokens is None:
+            self.tokens = self._empty(new)
+        end = self.length + new.step_BL.shape[1]
+        kept = self.tokens
+        for store, x_BL in ((kept.step_BL, new.step_BL), (kept.place_BL, new.place_BL), (kept.image_BL, new.image_BL)):
+            store[:, self.length : end] = x_BL
+        if kept.valid_BL is not None:
+            kept.valid_BL[:, self.length : end] = True if new.valid_BL is None else new.valid_BL
+        return Tokens(
+            step_BL=kept.step_BL[:, :end],
+            place_BL=kept.place_BL[:, :end],
+            image_BL=kept.image_BL[:, :end],
+            valid_BL=None if kept.valid_BL is None else kept.valid_BL[:, :end],
+        )
+
+    def write_text_sums(self, sum_BTD: Tensor) -> None:
+        """Store the running sums of new text tokens behind those that are kept."""
+        if self.text_sum_BTD is None:
+            room = self.capacity - self.start.slots
+            self.text_sum_BTD = sum_BTD.new_empty(len(sum_BTD), room, sum_BTD.shape[-1])
+        first = self.length - self.start.slots if self.length else 0
+        self.text_sum_BTD[:, first : first + sum_BTD.shape[1]] = sum_BTD
+
+    def text_so_far(self) -> Tensor | None:
+        """Return the sum of the text tokens that are kept, BD."""
+        if self.text_sum_BTD is None:
+            return None
+        return self.text_sum_BTD[:, self.length - self.start.slots - 1]
 
     def advance(self, count: int) -> None:
         """Keep the last `count` text tokens that the model wrote."""
@@ -78,8 +194,29 @@ class KVCache:
             layer.reorder(row_R, self.length, same_image=same_image)
         self.image_B = image_R
         self.position_B = self.position_B[row_R]
-        self.step_BK = self.step_BK[row_R]
-        self.valid_BK = None if self.valid_BK is None else self.valid_BK[row_R]
+        if self.tokens is not None:
+            kept, valid_BL = self.tokens, self.tokens.valid_BL
+            self.tokens = Tokens(
+                step_BL=kept.step_BL[row_R],
+                place_BL=kept.place_BL[row_R],
+                image_BL=kept.image_BL[row_R],
+                valid_BL=None if valid_BL is None else valid_BL[row_R],
+            )
+        if self.text_sum_BTD is not None:
+            self.text_sum_BTD = self.text_sum_BTD[row_R]
+        if self.image_mean_BD is not None:
+            self.image_mean_BD = self.image_mean_BD[row_R]
+
+    def _empty(self, like: Tokens) -> Tokens:
+        """Return room for the facts about all slots; padding can come with the first tokens alone."""
+        shape = len(self.position_B), self.capacity
+        padded = like.valid_BL is not None
+        return Tokens(
+            step_BL=like.step_BL.new_zeros(shape),
+            place_BL=like.place_BL.new_zeros(shape),
+            image_BL=like.image_BL.new_zeros(shape),
+            valid_BL=like.image_BL.new_zeros(shape) if padded else None,
+        )
 
 
 def _reorder(x_BHKE: Tensor, row_R: Tensor, length: int) -> Tensor:

@@ -1,177 +1,89 @@
-"""The model's configuration: frozen nested dataclasses, checked when built, JSON in and out.
+"""The model's configuration: text, fusion, the whole, and which switches exclude each other."""
 
-A size out of bounds, an unknown key or an impossible pair raises `ConfigError`, naming both values.
-"""
+from dataclasses import dataclass
+from typing import Literal
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
-
-from mmt_cli.errors import ConfigError, shown
-
-T = TypeVar("T")
-
-
-def _bounded(low: float, high: float, default: Any = dataclasses.MISSING) -> Any:
-    """A number field that must lie in [low, high]."""
-    return field(default=default, metadata={"bounds": (low, high)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Base: type and bound checks at construction, JSON in and out."""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            _check_type(f"{type(self).__name__}.{item.name}", value, hints[item.name])
-            low, high = item.metadata.get("bounds", (-math.inf, math.inf))
-            if isinstance(value, int | float) and not low <= value <= high:
-                raise ConfigError(f"{item.name} is out of bounds ({shown(value)}, allowed {low} to {high}); change it")
-        self.check()
-
-    def check(self) -> None:
-        """Raise ConfigError where two fields do not fit each other."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the whole tree as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        """Build the tree from JSON values.
-
-        Raises:
-            ConfigError: unknown or missing keys, wrong types, sizes out of bounds, impossible pairs.
-        """
-        return _build(cls, data, "config")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockConfig(Config):
-    """One transformer block: self-attention, then cross-attention where there is a memory, then the MLP."""
-
-    width: int = _bounded(1, 65_536)
-    num_heads: int = _bounded(1, 1_024)
-    mlp_width: int = _bounded(1, 262_144)
-    norm: Literal["pre", "post"] = "pre"
-    norm_eps: float = _bounded(0.0, 1.0, 1e-5)
-    activation: Literal["gelu", "relu"] = "gelu"
-    dropout: float = _bounded(0.0, 0.9, 0.0)
-
-    def check(self) -> None:
-        """Raise ConfigError where two fields do not fit each other."""
-        if self.width % self.num_heads:
-            raise ConfigError(
-                f"heads do not divide the width (num_heads {self.num_heads}, width {self.width}); fit them"
-            )
-
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.width // self.num_heads
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchTowerConfig(Config):
-    """Image cut into square patches, one linear map, learned positions, `num_layers` blocks (ViT)."""
-
-    kind: Literal["patches"] = "patches"
-    image_size: int = _bounded(1, 8_192, 224)
-    patch_size: int = _bounded(1, 8_192, 16)
-    channels: int = _bounded(1, 64, 3)
-    block: BlockConfig
-    num_layers: int = _bounded(0, 512)
-    class_token: bool = False
-    final_norm: bool = False
-
-    def check(self) -> None:
-        """Raise ConfigError where two fields do not fit each other."""
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"patches do not tile the image (patch_size {self.patch_size}, image_size {self.image_size}); fit them"
-            )
-
-    @property
-    def width(self) -> int:
-        """Width of one image token."""
-        return self.block.width
-
-    @property
-    def num_tokens(self) -> int:
-        """Image tokens: the patches, and the class token before them where there is one."""
-        return (self.image_size // self.patch_size) ** 2 + self.class_token
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvTowerConfig(Config):
-    """EfficientNet-Lite0 without its classifier; the last feature map's cells are the image tokens."""
-
-    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    image_size: int = _bounded(32, 2_048, 224)
-
-    @property
-    def channels(self) -> int:
-        """Colour channels of the input."""
-        return 3
-
-    @property
-    def width(self) -> int:
-        """Width of one image token."""
-        return 1_280
-
-    @property
-    def num_tokens(self) -> int:
-        """Cells of the feature map, whose sides are a 32nd of the image's, rounded up."""
-        return math.ceil(self.image_size / 32) ** 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectorConfig(Config):
-    """From the tower's tokens to the text's width: a linear map, `num_layers` blocks over the image, a norm."""
-
-    kind: Literal["linear"] = "linear"
-    block: BlockConfig
-    num_layers: int = _bounded(0, 512, 0)
-    positions: bool = False  # learned ones, for towers whose tokens carry none
+from mmt_cli.errors import ConfigError
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
+from mmt_cli.model.schema import Config, bounded
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Config):
-    """Token embedding, learned positions, the joint or decoding blocks, and the vocabulary head."""
+    """Token embedding, positions, the joint or decoding blocks, and the vocabulary head."""
 
-    vocab_size: int = _bounded(1, 4_000_000)
-    max_length: int = _bounded(1, 1_048_576)
+    vocab_size: int = bounded(1, 4_000_000)
+    max_length: int = bounded(1, 1_048_576)
+    positions: Literal["none", "learned"] = "learned"
     block: BlockConfig
-    num_layers: int = _bounded(1, 512)
+    num_layers: int = bounded(1, 512)
+    cache: Literal["full", "int8"] = "full"  # how keys and values are kept between words
     final_norm: bool = True
     head: Literal["tied", "own"] = "tied"
     head_bias: bool = False
 
+    def check(self) -> None:
+        """Raise ConfigError where two fields do not fit each other."""
+        kernel = self.block.kernel
+        if not kernel.causal:
+            raise ConfigError(
+                f"this kernel mixes later words into earlier ones (text.block.kernel {kernel.kind}, text is causal); "
+                "use it for the image, or another one here"
+            )
+        if self.block.rope == "2d":
+            raise ConfigError("text has no rows (text.block.rope 2d, expected 1d or multimodal); use one of these")
+
+
+Gate = Literal["none", "tanh", "dynamic"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatConfig(Config):
-    """Image and text tokens in one sequence, attended jointly.
+    """Image and text tokens in one sequence, attended jointly; the text sees the image, whichever stands first.
 
-    `prefix`: the image sees itself, the text sees the image and the text before it; one readout per text token.
+    `prefix`: the image sees itself, the text the image and the text before it; one readout per text token.
+    `causal`: the same, but each image token sees only those before it.
     `bidirectional`: everything sees everything; one readout, at the image's class token, for the next word.
+    A gate multiplies each token by 1 + tanh(g): g learned for each modality, or computed from the token and from what
+    it may see of either modality.
     """
 
     kind: Literal["concat"] = "concat"
     order: Literal["image_first", "text_first"] = "image_first"
-    visibility: Literal["prefix", "bidirectional"] = "prefix"
+    visibility: Literal["prefix", "causal", "bidirectional"] = "prefix"
+    gate: Gate = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpliceConfig(Config):
+    """Image tokens in place of placeholder tokens in the text (LLaVA); gates and visibility as in `concat`."""
+
+    kind: Literal["splice"] = "splice"
+    visibility: Literal["prefix", "causal"] = "causal"
+    placeholder_id: int | None = bounded(0, 4_000_000, None)  # None: the vocabulary's last entry
+    gate: Gate = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossConfig(Config):
-    """Causal text that attends to the image by cross-attention in every block."""
+    """Causal text that attends to the image by cross-attention in every block, or every n-th from the first on.
+
+    A gate multiplies what cross-attention adds by tanh(g), with g as in `concat`.
+    """
 
     kind: Literal["cross"] = "cross"
+    every: int = bounded(1, 512, 1)
+    gate: Gate = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedCrossConfig(Config):
+    """Cross-attention and an MLP before every n-th block, behind gates that start at zero (Flamingo)."""
+
+    kind: Literal["gated_cross"] = "gated_cross"
+    every: int = bounded(1, 512, 1)
+    gate: Literal["tanh", "dynamic"] = "tanh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +93,8 @@ class ModelConfig(Config):
     vision: PatchTowerConfig | ConvTowerConfig
     connector: ConnectorConfig | None = None
     text: TextConfig
-    fusion: ConcatConfig | CrossConfig
+    fusion: ConcatConfig | SpliceConfig | CrossConfig | GatedCrossConfig
+    contrastive_width: int | None = bounded(1, 65_536, None)  # of the space where images and texts are compared
 
     def check(self) -> None:
         """Raise ConfigError where two fields do not fit each other."""
@@ -190,10 +103,78 @@ class ModelConfig(Config):
             raise ConfigError(
                 f"image and text widths do not meet (image {image}, text {text}); make them equal or add a connector"
             )
-        if not self.cacheable and not getattr(self.vision, "class_token", False):
+        if self.vision.class_token and self.connector is not None and self.connector.reduction != "none":
+            raise ConfigError(
+                f"a class token lies in no grid (vision.class_token true, connector.reduction "
+                f"{self.connector.reduction}); leave one out"
+            )
+        if not self.vision.keeps_grid:
+            self._check_without_grid()
+        elif self.connector is not None:
+            self.connector.reduced(self.vision.grid)
+        self._check_fusion()
+        if isinstance(self.fusion, SpliceConfig):
+            self._check_splice(self.fusion)
+
+    def _check_without_grid(self) -> None:
+        parts = {f"text.block.{name}": value for name, value in self._grid_parts(self.text.block).items()}
+        if not self.joint:
+            parts = {}
+        if self.connector is not None:
+            connector = self.connector
+            parts |= {f"connector.block.{name}": value for name, value in self._grid_parts(connector.block).items()}
+            parts |= {"connector.reduction": connector.reduction} if connector.reduction != "none" else {}
+            parts |= {"connector.positions": connector.positions} if connector.positions.endswith("2d") else {}
+        for name, value in parts.items():
+            raise ConfigError(
+                f"merged tokens lie in no grid (vision.merged_tokens above 0, {name} {value}); leave one out"
+            )
+
+    @staticmethod
+    def _grid_parts(block: BlockConfig) -> dict[str, str]:
+        """Return the settings of a block that ask for rows and columns."""
+        parts = {"rope": block.rope} if block.rope in ("2d", "multimodal") else {}
+        return parts | ({"kernel": block.kernel.kind} if block.kernel.kind == "sliding_window" else {})
+
+    def _check_fusion(self) -> None:
+        fusion, block = self.fusion, self.text.block
+        if not self.cacheable and not self.vision.class_token:
             raise ConfigError(
                 "bidirectional fusion reads at the class token (fusion.visibility bidirectional, "
                 "vision.class_token false); set vision.class_token or fusion.visibility prefix"
+            )
+        if not self.cacheable and self.text.cache != "full":
+            raise ConfigError(
+                f"a single readout keeps nothing (fusion.visibility bidirectional, text.cache {self.text.cache}); "
+                "use full"
+            )
+        if block.kernel.kind == "performer" and self.text.cache != "full":
+            raise ConfigError(
+                f"sums lose what int8 drops (text.block.kernel performer, text.cache {self.text.cache}); use full"
+            )
+        alone = {"experts": block.experts, "rope": block.rope.replace("1d", "none")}
+        for name, value in alone.items():
+            if value != "none" and not self.joint:
+                raise ConfigError(
+                    f"the text stands alone in its blocks (fusion.kind {fusion.kind}, text.block.{name} {value}); "
+                    "use fusion concat or splice"
+                )
+
+    def _check_splice(self, fusion: SpliceConfig) -> None:
+        if self.num_image_tokens + 2 > self.text.max_length:
+            raise ConfigError(
+                f"the text has no room for the image (text.max_length {self.text.max_length}, "
+                f"{self.num_image_tokens} image tokens); enlarge it"
+            )
+        if fusion.placeholder_id is not None and fusion.placeholder_id >= self.text.vocab_size:
+            raise ConfigError(
+                f"the placeholder is no token (fusion.placeholder_id {fusion.placeholder_id}, "
+                f"text.vocab_size {self.text.vocab_size}); use one below"
+            )
+        if fusion.visibility == "prefix" and self.text.block.kernel.kind == "performer":
+            raise ConfigError(
+                "performer sums in one order for all rows (text.block.kernel performer, fusion.visibility prefix, "
+                "fusion.kind splice); use visibility causal"
             )
 
     @property
@@ -202,54 +183,32 @@ class ModelConfig(Config):
         return self.vision.width if self.connector is None else self.connector.block.width
 
     @property
+    def image_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the image tokens that reach the fusion; None where tokens have been merged."""
+        if not self.vision.keeps_grid:
+            return None
+        return self.vision.grid if self.connector is None else self.connector.reduced(self.vision.grid)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens that reach the fusion, for an image of the tower's own size."""
+        grid = self.image_grid
+        return self.vision.num_tokens if grid is None else grid[0] * grid[1] + self.vision.class_token
+
+    @property
+    def joint(self) -> bool:
+        """Whether image and text tokens stand in one sequence."""
+        return isinstance(self.fusion, ConcatConfig | SpliceConfig)
+
+    @property
     def cacheable(self) -> bool:
         """Whether earlier tokens' keys and values stay valid when a token is added."""
         return not (isinstance(self.fusion, ConcatConfig) and self.fusion.visibility == "bidirectional")
 
-
-def _check_type(name: str, value: object, hint: Any) -> None:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if typing.get_origin(option) is Literal:
-            fits = isinstance(value, str) and value in typing.get_args(option)
-        elif option is float:
-            # An int too large for a float is left to the bounds.
-            fits = type(value) is int or (type(value) is float and math.isfinite(value))
-        else:
-            fits = type(value) is option
-        if fits:
-            return
-    allowed = " or ".join(" | ".join(typing.get_args(o)) or getattr(o, "__name__", str(o)) for o in options)
-    raise ConfigError(f"{name} has the wrong value (found {shown(value)}, expected {allowed}); change it")
-
-
-def _build(cls: type[T], data: object, path: str) -> T:
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} is no object (found {type(data).__name__}, expected keys of {cls.__name__}); mend it"
-        )
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise ConfigError(f"unknown key ({shown(unknown[0])} in {path}, known: {', '.join(fields)}); rename it")
-    values = {key: _value(value, hints[key], f"{path}.{key}") for key, value in data.items()}
-    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
-    if missing:
-        raise ConfigError(f"a key is missing ({path}.{missing[0]}, present: {', '.join(values) or 'none'}); add it")
-    return typing.cast("Callable[..., T]", cls)(**values)
-
-
-def _value(value: object, hint: Any, path: str) -> object:
-    """Turn a JSON object into the dataclass that `hint` names; a union chooses by its `kind`."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    configs = [o for o in options if isinstance(o, type) and issubclass(o, Config)]
-    if not configs or not isinstance(value, dict):
-        return value
-    if len(configs) == 1:
-        return _build(configs[0], value, path)
-    kinds = {typing.get_args(typing.get_type_hints(c)["kind"])[0]: c for c in configs}
-    kind = value.get("kind")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"unknown kind ({path}.kind {shown(kind)}, known: {', '.join(kinds)}); choose one of them")
-    return _build(kinds[kind], value, path)
+    @property
+    def placeholder_id(self) -> int | None:
+        """The token that an image's tokens take the place of; None where they stand beside the text."""
+        if not isinstance(self.fusion, SpliceConfig):
+            return None
+        given = self.fusion.placeholder_id
+        return self.text.vocab_size - 1 if given is None else given

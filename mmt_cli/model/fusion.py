@@ -1,98 +1,62 @@
-"""Fusion: how image and text become one sequence; all that differs between ways to fuse is data made here.
+"""Fusion: how image and text become one sequence; all that differs between ways to fuse is data made there.
 
-B batch, T text tokens, N image tokens, M memory tokens, L sequence, D width.
+B batch, T text tokens, M memory (image) tokens, D width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-from mmt_cli.model.config import ConcatConfig, CrossConfig
+from mmt_cli.model.cache import TextStart
+from mmt_cli.model.concat import BidirectionalConcat, CausalConcat, Concat
+from mmt_cli.model.config import ConcatConfig, ModelConfig, SpliceConfig
+from mmt_cli.model.context import ImageTokens
+from mmt_cli.model.fused import FusedSequence, Fusion, no_image, words
+from mmt_cli.model.mask import Segment
+from mmt_cli.model.position import text_positions
+from mmt_cli.model.rotary import text_places
+from mmt_cli.model.splice import PrefixSplice, Splice
+from mmt_cli.model.text import TextEmbedding
 
 
-@dataclass(frozen=True, kw_only=True)
-class FusedSequence:
-    """What the blocks read: the sequence, who sees whom, and the image beside it for cross-attention."""
+class Cross(Fusion):
+    """Causal text; the image stands beside it as the memory of cross-attention."""
 
-    x_BLD: Tensor
-    step_BL: Tensor  # a token sees the tokens whose step is not later than its own; B may be 1
-    valid_BL: Tensor | None = None  # False at padding; None when there is none
-    memory_BMD: Tensor | None = None
-    readout: slice  # the positions whose logits the model returns
-
-
-Fuse = Callable[[Tensor, Tensor, Tensor, Tensor | None], FusedSequence]
-
-
-def concat_prefix(text_BTD: Tensor, position_BT: Tensor, image_BND: Tensor, valid_BT: Tensor | None) -> FusedSequence:
-    """Image, then text: the image sees itself, the text the image and what stands before it (GIT, prefix-LM)."""
-    x_BLD = torch.cat([image_BND, text_BTD], dim=1)
-    steps = [_image_steps(image_BND, position_BT), position_BT + 1]
-    valid_BL = None if valid_BT is None else torch.cat([_all_valid(image_BND), valid_BT], dim=1)
-    readout = slice(image_BND.shape[1], None)
-    return FusedSequence(x_BLD=x_BLD, step_BL=torch.cat(steps, dim=1), valid_BL=valid_BL, readout=readout)
-
-
-def concat_text_first(
-    text_BTD: Tensor, position_BT: Tensor, image_BND: Tensor, valid_BT: Tensor | None
-) -> FusedSequence:
-    """Text, then image, with the same visibility: steps, not places, say who sees whom."""
-    x_BLD = torch.cat([text_BTD, image_BND], dim=1)
-    steps = [position_BT + 1, _image_steps(image_BND, position_BT)]
-    valid_BL = None if valid_BT is None else torch.cat([valid_BT, _all_valid(image_BND)], dim=1)
-    readout = slice(0, text_BTD.shape[1])
-    return FusedSequence(x_BLD=x_BLD, step_BL=torch.cat(steps, dim=1), valid_BL=valid_BL, readout=readout)
-
-
-def _bidirectional(fuse: Fuse, class_position: Callable[[int], int]) -> Fuse:
-    """Let everything see everything, and read once, at the class token that opens the image."""
-
-    def fused(text_BTD: Tensor, position_BT: Tensor, image_BND: Tensor, valid_BT: Tensor | None) -> FusedSequence:
-        causal = fuse(text_BTD, position_BT, image_BND, valid_BT)
-        place = class_position(text_BTD.shape[1])
+    def forward(
+        self, embedding: TextEmbedding, token_ids_BT: Tensor, valid_BT: Tensor | None, image: ImageTokens | None
+    ) -> FusedSequence:
+        """Return the text, and the image as its memory."""
+        start = TextStart(step=0, rotary=0, slots=0, placeholders=0)
+        position_BT = text_positions(token_ids_BT, valid_BT)
+        text = words(embedding, token_ids_BT, position_BT, valid_BT, start)
+        image_mean_BD = self._image_mean(image or no_image(embedding, token_ids_BT))
+        sum_BTD, summary_BTS = self._text_summary(text, image_mean_BD)
+        whole = slice(0, token_ids_BT.shape[1])
         return FusedSequence(
-            x_BLD=causal.x_BLD,
-            step_BL=torch.zeros_like(causal.step_BL),
-            valid_BL=causal.valid_BL,
-            readout=slice(place, place + 1),
+            x_BLD=text.x_BTD,
+            tokens=text.tokens,
+            segments=(Segment(start=0, end=whole.stop, causal=True),),
+            text=whole,
+            readout=whole,
+            start=start,
+            place_BLA=text_places(self.axes, position_BT, 0) if self.axes else None,
+            memory_BMD=None if image is None else image.x_BND,
+            summary_BLS=summary_BTS,
+            text_sum_BTD=sum_BTD,
+            image_mean_BD=image_mean_BD,
         )
 
-    return fused
+
+CONCATS: dict[str, type[Concat]] = {
+    "prefix": Concat,
+    "causal": CausalConcat,
+    "bidirectional": BidirectionalConcat,
+}
+SPLICES: dict[str, type[Splice]] = {"prefix": PrefixSplice, "causal": Splice}
 
 
-def cross(text_BTD: Tensor, position_BT: Tensor, image_BND: Tensor, valid_BT: Tensor | None) -> FusedSequence:
-    """Causal text; the image stands beside it as the memory of cross-attention."""
-    return FusedSequence(
-        x_BLD=text_BTD,
-        step_BL=position_BT + 1,
-        valid_BL=valid_BT,
-        memory_BMD=image_BND,
-        readout=slice(0, text_BTD.shape[1]),
-    )
-
-
-def continued(text_BTD: Tensor, position_BT: Tensor) -> FusedSequence:
-    """More text behind what a cache holds already."""
-    return FusedSequence(x_BLD=text_BTD, step_BL=position_BT + 1, readout=slice(0, text_BTD.shape[1]))
-
-
-def build_fusion(config: ConcatConfig | CrossConfig) -> Fuse:
-    """Return the function that the config names."""
-    if isinstance(config, CrossConfig):
-        return cross
-    image_first = config.order == "image_first"
-    fuse = concat_prefix if image_first else concat_text_first
-    if config.visibility == "prefix":
-        return fuse
-    return _bidirectional(fuse, (lambda _: 0) if image_first else (lambda text_length: text_length))
-
-
-def _image_steps(image_BND: Tensor, position_BT: Tensor) -> Tensor:
-    """Return zeros: the image stands before all text, wherever its tokens are in the sequence."""
-    return position_BT.new_zeros(position_BT.shape[0], image_BND.shape[1])
-
-
-def _all_valid(image_BND: Tensor) -> Tensor:
-    return torch.ones(image_BND.shape[:2], dtype=torch.bool, device=image_BND.device)
+def build_fusion(config: ModelConfig) -> Fusion:
+    """Return the way to fuse that the config names."""
+    if isinstance(config.fusion, ConcatConfig):
+        return CONCATS[config.fusion.visibility](config)
+    if isinstance(config.fusion, SpliceConfig):
+        return SPLICES[config.fusion.visibility](config)
+    return Cross(config)

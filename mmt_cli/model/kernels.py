@@ -1,24 +1,35 @@
-"""Attention kernels: how queries meet keys and values once heads are split.
+"""The attention kernels by name. What each supports, its docstring says and its config declares."""
 
-B batch, H heads, Q queries, K keys, E head width.
-"""
+from mmt_cli.model.block_config import (
+    BlockConfig,
+    FullKernelConfig,
+    LinformerKernelConfig,
+    PerformerKernelConfig,
+    SlidingWindowKernelConfig,
+)
+from mmt_cli.model.kernel_full import FullAttention, Kernel, full_attention
+from mmt_cli.model.kernel_linformer import Linformer
+from mmt_cli.model.kernel_performer import Performer
+from mmt_cli.model.kernel_window import SlidingWindow
+from mmt_cli.model.mask import Window
 
-from typing import Protocol
-
-from torch import Tensor
-from torch.nn import functional
-
-
-class Kernel(Protocol):
-    """What attention calls; chosen when the model is built."""
-
-    def __call__(
-        self, q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, mask_B1QK: Tensor | None, dropout: float
-    ) -> Tensor:
-        """Return the attended values, BHQE."""
-        ...
+__all__ = ["FullAttention", "Kernel", "Linformer", "Performer", "SlidingWindow", "build_kernel", "full_attention"]
 
 
-def full_attention(q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, mask_B1QK: Tensor | None, dropout: float) -> Tensor:
-    """Softmax attention over every visible key (Vaswani et al. 2017), scaled by 1/√E."""
-    return functional.scaled_dot_product_attention(q_BHQE, k_BHKE, v_BHKE, mask_B1QK, dropout)
+def build_kernel(config: BlockConfig, *, num_tokens: int | None) -> Kernel:
+    """Return the kernel that the config names.
+
+    Args:
+        config: of the block that the kernel serves.
+        num_tokens: how many tokens it always reads, for a kernel of one length; None where that varies.
+    """
+    match config.kernel:
+        case FullKernelConfig():
+            return FullAttention()
+        case SlidingWindowKernelConfig(image_window=image, text_window=text):
+            return SlidingWindow(Window(image=image, text=text))
+        case LinformerKernelConfig(rank=rank):
+            assert num_tokens is not None, "linformer without a length"
+            return Linformer(rank=rank, num_tokens=num_tokens)
+        case PerformerKernelConfig(features=features):
+            return Performer(head_width=config.head_width, features=features)

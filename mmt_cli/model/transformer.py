@@ -7,15 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from mmt_cli.errors import UsageError
-from mmt_cli.model.attention import Context
-from mmt_cli.model.block import Block
-from mmt_cli.model.cache import KVCache
-from mmt_cli.model.config import CrossConfig, ModelConfig
-from mmt_cli.model.fusion import FusedSequence, build_fusion, continued
-from mmt_cli.model.mask import visibility_mask
-from mmt_cli.model.position import text_positions
+from mmt_cli.model.block import Block, cross_block, gated_cross_block, plain_block
+from mmt_cli.model.cache import SLOTS, KVCache
+from mmt_cli.model.config import CrossConfig, GatedCrossConfig, ModelConfig
+from mmt_cli.model.context import Context, ImageTokens
+from mmt_cli.model.contrastive import ContrastiveHead
+from mmt_cli.model.fused import FusedSequence
+from mmt_cli.model.fusion import build_fusion
+from mmt_cli.model.gate import TanhGate, build_gate
+from mmt_cli.model.mask import Visibility
+from mmt_cli.model.rotary import build_rotary
 from mmt_cli.model.text import TextEmbedding, VocabularyHead
-from mmt_cli.model.vision import Connector, build_tower
+from mmt_cli.model.vision import Connector, ConvolutionPatches, build_tower
 
 
 class MultimodalTransformer(nn.Module):
@@ -26,15 +29,14 @@ class MultimodalTransformer(nn.Module):
         self.config = config
         text, connector = config.text, config.connector
         self.vision = build_tower(config.vision)
-        self.connector: nn.Module = nn.Identity()
-        if connector is not None:
-            sizes = {"tower_width": config.vision.width, "num_tokens": config.vision.num_tokens}
-            self.connector = Connector(connector, **sizes)
+        self.connector = nn.Identity() if connector is None else Connector(connector, config.vision)
         self.text = TextEmbedding(text)
-        self.fuse = build_fusion(config.fusion)
-        memory_width = config.memory_width if isinstance(config.fusion, CrossConfig) else None
-        self.blocks = nn.ModuleList(Block(text.block, memory_width) for _ in range(text.num_layers))
+        self.fusion = build_fusion(config)
+        self.rotary = build_rotary(text.block)
+        self.blocks = nn.ModuleList(_block(config, index) for index in range(text.num_layers))
         self.head = VocabularyHead(text, self.text.tokens)
+        space = config.contrastive_width
+        self.contrastive = None if space is None else ContrastiveHead(width=text.block.width, shared_width=space)
 
     def forward(self, token_ids_BT: Tensor, pixels_BCHW: Tensor, *, valid_BT: Tensor | None = None) -> Tensor:
         """Return the next-token logits, float32, before any sampling.
@@ -49,32 +51,33 @@ class MultimodalTransformer(nn.Module):
         """
         return self.read(token_ids_BT, self.see(pixels_BCHW), valid_BT=valid_BT)
 
-    def see(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return the image tokens that the text will look at, image_BND.
+    def see(self, pixels_BCHW: Tensor) -> ImageTokens:
+        """Return the image tokens that the text will look at.
+
+        Pixels may have other sides than the config's `image_size`: positions are resampled to their grid.
 
         Raises:
-            UsageError: the pixels are of another size than the model reads; some would go unseen otherwise.
+            UsageError: the pixels have other channels than the model reads, or sides that it cannot read.
         """
-        vision, found = self.config.vision, list(pixels_BCHW.shape[1:])
-        wanted = [vision.channels, vision.image_size, vision.image_size]
+        found, wanted = pixels_BCHW.shape[1], self.config.vision.channels
         if found != wanted:
-            raise UsageError(f"pixels and model do not fit (found {found}, the model reads {wanted}); resize them")
-        image_BND: Tensor = self.connector(self.vision(pixels_BCHW))
-        return image_BND
+            raise UsageError(f"pixels and model do not fit (found {found} channels, the model reads {wanted}); convert")
+        image: ImageTokens = self.connector(self.vision(pixels_BCHW))
+        return image
 
-    def read(self, token_ids_BT: Tensor, image_BND: Tensor, *, valid_BT: Tensor | None = None) -> Tensor:
+    def read(self, token_ids_BT: Tensor, image: ImageTokens, *, valid_BT: Tensor | None = None) -> Tensor:
         """Return the logits as `forward` does, for images that `see` has seen."""
-        logits_BTV: Tensor = self.head(self._run(self._fused(token_ids_BT, image_BND, valid_BT), None))
+        logits_BTV: Tensor = self.head(self.run(self.fused(token_ids_BT, image, valid_BT)))
         return logits_BTV
 
     def prefill(
-        self, token_ids_BT: Tensor, image_BND: Tensor, *, valid_BT: Tensor | None = None, capacity: int
+        self, token_ids_BT: Tensor, image: ImageTokens, *, valid_BT: Tensor | None = None, capacity: int
     ) -> tuple[Tensor, KVCache]:
         """Read image and prompt, keeping keys and values.
 
         Args:
             token_ids_BT: the prompts, T at least 1.
-            image_BND: images that `see` has seen.
+            image: images that `see` has seen.
             valid_BT: True at tokens, False at padding behind them; None when nothing is padded.
             capacity: text tokens in all, prompt included, that the cache shall hold.
 
@@ -83,11 +86,17 @@ class MultimodalTransformer(nn.Module):
         """
         assert self.config.cacheable, "a bidirectional readout has nothing to cache"
         batch, length = token_ids_BT.shape
-        fused = self._fused(token_ids_BT, image_BND, valid_BT)
+        fused = self.fused(token_ids_BT, image, valid_BT)
         count_B = torch.full((batch,), length, device=token_ids_BT.device) if valid_BT is None else valid_BT.sum(dim=1)
-        beside = fused.x_BLD.shape[1] - length  # image tokens that stand in the sequence
-        cache = KVCache(num_layers=len(self.blocks), capacity=capacity + beside, position_B=count_B)
-        x_BTD = self._run(fused, cache)
+        cache = KVCache(
+            num_layers=len(self.blocks),
+            capacity=capacity + fused.start.slots,
+            position_B=count_B,
+            start=fused.start,
+            slots=SLOTS[self.config.text.cache],
+        )
+        cache.image_mean_BD = fused.image_mean_BD
+        x_BTD = self.run(fused, cache)
         cache.length = fused.x_BLD.shape[1]
         last_B1D = x_BTD[torch.arange(batch, device=x_BTD.device), count_B - 1][:, None]
         logits_B1V: Tensor = self.head(last_B1D)
@@ -99,46 +108,75 @@ class MultimodalTransformer(nn.Module):
         Returns:
             logits_BV after the last token of each row.
         """
-        offset_T = torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device)
-        position_BT = cache.position_B[:, None] + offset_T
-        fused = continued(self.text(token_ids_BT, position_BT), position_BT)
-        logits_B1V: Tensor = self.head(self._run(fused, cache)[:, -1:])
+        fused = self.fusion.continued(self.text, token_ids_BT, cache)
+        logits_B1V: Tensor = self.head(self.run(fused, cache)[:, -1:])
         return logits_B1V[:, 0]
 
-    def _fused(self, token_ids_BT: Tensor, image_BND: Tensor, valid_BT: Tensor | None) -> FusedSequence:
-        """Return text and image as one sequence, from the text's start."""
-        position_BT = text_positions(token_ids_BT, valid_BT)
-        return self.fuse(self.text(token_ids_BT, position_BT), position_BT, image_BND, valid_BT)
+    def fused(self, token_ids_BT: Tensor, image: ImageTokens | None, valid_BT: Tensor | None = None) -> FusedSequence:
+        """Return text and image as the blocks read them, from the text's start; without an image the text alone."""
+        fused: FusedSequence = self.fusion(self.text, token_ids_BT, valid_BT, image)
+        return fused
 
-    def _run(self, fused: FusedSequence, cache: KVCache | None) -> Tensor:
-        """Return the last block's output at the readout positions."""
-        key_step_BK, key_valid_BK = fused.step_BL, fused.valid_BL
-        if cache is not None:
-            key_step_BK, key_valid_BK = cache.write_steps(fused.step_BL, fused.valid_BL)
-        mask_B1QK = visibility_mask(fused.step_BL, key_step_BK, key_valid_BK)
+    def run(self, fused: FusedSequence, cache: KVCache | None = None) -> Tensor:
+        """Return the last block's output at the readout positions, behind a cache where one is given."""
+        tokens = fused.tokens
+        if cache is not None and fused.text_sum_BTD is not None:
+            cache.write_text_sums(fused.text_sum_BTD)
+        visibility = Visibility(
+            queries=tokens,
+            keys=tokens if cache is None else cache.write_tokens(tokens),
+            segments=fused.segments,
+            grid=fused.grid,
+            start=0 if cache is None else cache.length,
+        )
+        rotation = None
+        if self.rotary is not None:
+            assert fused.place_BLA is not None, "rotary positions without places"
+            rotation = self.rotary(fused.place_BLA)
         x_BLD = fused.x_BLD
         for index, block in enumerate(self.blocks):
             context = Context(
-                mask_B1QK=mask_B1QK,
+                visibility=visibility,
+                rotation=rotation,
+                image_BL=fused.image_BL,
                 memory_BMD=fused.memory_BMD,
+                summary_BLS=fused.summary_BLS,
                 cache=None if cache is None else cache.layers[index],
-                start=0 if cache is None else cache.length,
             )
             x_BLD = block(x_BLD, context)
         return x_BLD[:, fused.readout]
 
 
+def _block(config: ModelConfig, index: int) -> Block:
+    """Return the text's block at this depth: with a cross-attention in it where the config has one there."""
+    fusion, block = config.fusion, config.text.block
+    if not isinstance(fusion, CrossConfig | GatedCrossConfig) or index % fusion.every:
+        return plain_block(block)
+    width = config.memory_width
+    if isinstance(fusion, CrossConfig):
+        return cross_block(block, width, build_gate(fusion.gate, block.width))
+    return gated_cross_block(block, width, (build_gate(fusion.gate, block.width), build_gate(fusion.gate, block.width)))
+
+
 def initialise(model: MultimodalTransformer) -> None:
-    """Fill the weights for training: Xavier for matrices, small normal for embeddings, positions and class token."""
+    """Fill the weights for training.
+
+    Xavier for matrices, small normal for embeddings, positions and class token; gates start closed, and what starts as
+    an identity (norms, layer scale) is left as it was built.
+    """
     for name, parameter in model.named_parameters():
         if name.endswith(("tokens.weight", "positions", "class_token")):
             nn.init.normal_(parameter, std=0.02)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "head.projection":
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear | ConvolutionPatches) and name != "head.projection":
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for module in model.modules():
+        if isinstance(module, TanhGate):
+            module.reset()
     if model.config.text.head == "own":
         nn.init.normal_(model.head.projection.weight, std=0.02)
     if model.head.projection.bias is not None:

@@ -3,42 +3,137 @@
 B batch, C channels, H height, W width in pixels, N image tokens, D width.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmt_cli.model.attention import Context
-from mmt_cli.model.block import Block
-from mmt_cli.model.config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
+from mmt_cli.errors import UsageError
+from mmt_cli.model.block import Block, plain_block
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.context import Context, ImageTokens
 from mmt_cli.model.convnet import EfficientNetLite0
-from mmt_cli.model.position import learned_positions
+from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
+from mmt_cli.model.layers import build_norm
+from mmt_cli.model.mask import Visibility
+from mmt_cli.model.position import build_positions, table_rows
+from mmt_cli.model.reduction import build_reduction, merge_tokens, reduced_width
+from mmt_cli.model.rotary import build_rotary, image_places
+
+
+class LinearPatches(nn.Linear):
+    """Each patch, flattened, through one matrix (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, config: PatchTowerConfig) -> None:
+        super().__init__(config.channels * config.patch_size**2, config.width)
+        self.patch_size = config.patch_size
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return x_BND."""
+        # Each column of unfold is one patch, flattened as (channel, row, column), patches row by row.
+        patches_BNP = functional.unfold(pixels_BCHW, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        return super().forward(patches_BNP)
+
+
+class ConvolutionPatches(nn.Conv2d):
+    """The same map as a convolution with the patch as its kernel and stride: the layout of CLIP's checkpoints."""
+
+    def __init__(self, config: PatchTowerConfig) -> None:
+        super().__init__(config.channels, config.width, config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return x_BND."""
+        return super().forward(pixels_BCHW).flatten(2).transpose(1, 2)
+
+
+PATCHES: dict[str, type[LinearPatches | ConvolutionPatches]] = {
+    "linear": LinearPatches,
+    "convolution": ConvolutionPatches,
+}
+
+
+class ImageBlocks(nn.ModuleList):
+    """Blocks over images alone, where everything sees everything."""
+
+    def __init__(self, config: BlockConfig, num_layers: int, num_tokens: int) -> None:
+        self.width = config.width
+        super().__init__(plain_block(config, num_tokens) for _ in range(num_layers))
+        self.rotary = build_rotary(config)
+        self.axes = {"1d": 1, "2d": 2}.get(config.rope, 0)
+
+    def forward(self, image: ImageTokens) -> ImageTokens:
+        """Return the image tokens after every block."""
+        x_BND = image.x_BND
+        visibility = Visibility.of_image(x_BND.shape[1], image.grid, x_BND.device)
+        rotation = None
+        if self.rotary is not None:
+            assert image.grid is not None, "rotary positions without a grid"
+            rotation = self.rotary(image_places(self.axes, image.grid, image.extra, x_BND.device)[None])
+        context = Context(visibility=visibility, rotation=rotation)
+        for block in self:
+            x_BND = block(x_BND, context)
+        return ImageTokens(x_BND=x_BND, grid=image.grid)
+
+
+class MergingBlocks(ImageBlocks):
+    """Blocks that merge like tokens between attention and MLP (ToMe, Bolya et al. 2023).
+
+    A token that stands for several counts as many in later attention: the logarithm of its size is added to its scores.
+    """
+
+    def __init__(self, config: BlockConfig, num_layers: int, num_tokens: int, merged: int) -> None:
+        super().__init__(config, num_layers, num_tokens)
+        self.merged = merged
+
+    def forward(self, image: ImageTokens) -> ImageTokens:
+        """Return fewer image tokens, which lie in no grid."""
+        x_BND, extra = image.x_BND, image.extra
+        size_BN = torch.ones_like(x_BND[..., 0], dtype=torch.float32)
+        for block in cast("list[Block]", self):
+            bias_BN = size_BN.log().to(x_BND.dtype)
+            context = Context(visibility=Visibility.of_image(x_BND.shape[1], None, x_BND.device, bias_BN))
+            x_BND = block["attention"](x_BND, context)
+            x_BND, size_BN = merge_tokens(x_BND, size_BN, self.merged, extra)
+            x_BND = block["mlp"](x_BND, context)
+        return ImageTokens(x_BND=x_BND, grid=None)
 
 
 class PatchTower(nn.Module):
-    """A vision transformer: patches, one linear map, learned positions, blocks (Dosovitskiy et al. 2021)."""
+    """A vision transformer: patches, positions, blocks (Dosovitskiy et al. 2021)."""
 
     def __init__(self, config: PatchTowerConfig) -> None:
         super().__init__()
-        self.patch_size = config.patch_size
-        self.embedding = nn.Linear(config.channels * config.patch_size**2, config.width)
+        self.config = config
+        self.embedding = PATCHES[config.embedding](config)
         self.class_token = nn.Parameter(torch.zeros(1, config.width)) if config.class_token else None
-        self.positions = learned_positions(config.num_tokens, config.width)
+        extra = int(config.class_token)
+        rows = table_rows(config.positions, config.grid, extra)
+        self.positions = nn.Parameter(torch.zeros(rows, config.width)) if rows else None
+        self.place = build_positions(config.positions, config.width, config.grid, extra)
         self.dropout = nn.Dropout(config.block.dropout)
-        self.blocks = nn.ModuleList(Block(config.block) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(config.width, eps=config.block.norm_eps) if config.final_norm else nn.Identity()
+        cells = config.grid[0] * config.grid[1] + extra
+        self.blocks = (
+            ImageBlocks(config.block, config.num_layers, cells)
+            if config.keeps_grid
+            else MergingBlocks(config.block, config.num_layers, cells, config.merged_tokens)
+        )
+        self.norm = build_norm(config.block) if config.final_norm else nn.Identity()
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return image tokens BND, the class token first where there is one."""
-        # Each column of unfold is one patch, flattened as (channel, row, column), patches row by row.
-        patches_BNP = functional.unfold(pixels_BCHW, self.patch_size, stride=self.patch_size).transpose(1, 2)
-        x_BND = self.embedding(patches_BNP)
+    def forward(self, pixels_BCHW: Tensor) -> ImageTokens:
+        """Return the image tokens, the class token first where there is one.
+
+        Raises:
+            UsageError: patches do not tile the pixels, or a kernel of one length cannot read them.
+        """
+        grid = self.config.grid_of(*pixels_BCHW.shape[-2:])
+        _check_length(self.config.block, grid, self.config.grid)
+        x_BND = self.embedding(pixels_BCHW)
         if self.class_token is not None:
             x_BND = torch.cat([self.class_token.expand(len(x_BND), -1, -1), x_BND], dim=1)
-        x_BND = self.dropout(x_BND + self.positions)
-        for block in self.blocks:
-            x_BND = block(x_BND, Context())
-        normed: Tensor = self.norm(x_BND)
-        return normed
+        x_BND = self.dropout(_placed(x_BND, self.place(self.positions, grid, x_BND)))
+        image: ImageTokens = self.blocks(ImageTokens(x_BND=x_BND, grid=grid))
+        return ImageTokens(x_BND=self.norm(image.x_BND), grid=image.grid)
 
 
 class ConvTower(nn.Module):
@@ -46,36 +141,64 @@ class ConvTower(nn.Module):
 
     def __init__(self, config: ConvTowerConfig) -> None:
         super().__init__()
+        self.config = config
         self.features = EfficientNetLite0()
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return image tokens BND: on 224 pixels a square, 7 x 7 cells of width 1,280."""
+    def forward(self, pixels_BCHW: Tensor) -> ImageTokens:
+        """Return image tokens: on 224 pixels a square, 7 x 7 cells of width 1,280.
+
+        Raises:
+            UsageError: the pixels are too few for a cell.
+        """
+        self.config.grid_of(*pixels_BCHW.shape[-2:])
         features_BDHW: Tensor = self.features(pixels_BCHW)
-        return features_BDHW.flatten(2).transpose(1, 2)
+        rows, columns = features_BDHW.shape[-2:]
+        return ImageTokens(x_BND=features_BDHW.flatten(2).transpose(1, 2), grid=(rows, columns))
 
 
 class Connector(nn.Module):
-    """A linear map to the text's width, learned positions, blocks over the image alone, and a norm."""
+    """Fewer tokens, a linear map to the text's width, positions, blocks over the image alone, and a norm."""
 
-    def __init__(self, config: ConnectorConfig, *, tower_width: int, num_tokens: int) -> None:
+    def __init__(self, config: ConnectorConfig, tower: PatchTowerConfig | ConvTowerConfig) -> None:
         super().__init__()
+        self.config = config
         width = config.block.width
-        self.projection = nn.Linear(tower_width, width)
-        self.positions = learned_positions(num_tokens, width) if config.positions else None
+        self.home = config.reduced(tower.grid) if tower.keeps_grid else None
+        extra = int(tower.class_token)
+        cells = tower.num_tokens - extra if self.home is None else self.home[0] * self.home[1]
+        self.reduce = build_reduction(config)
+        self.projection = nn.Linear(reduced_width(config, tower.width), width)
+        rows = table_rows(config.positions, self.home or (1, cells), extra)
+        self.positions = nn.Parameter(torch.zeros(rows, width)) if rows else None
+        self.place = build_positions(config.positions, width, self.home, extra)
         self.dropout = nn.Dropout(config.block.dropout)
-        self.blocks = nn.ModuleList(Block(config.block) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(width, eps=config.block.norm_eps)
+        self.blocks = ImageBlocks(config.block, config.num_layers, cells + extra)
+        self.norm = build_norm(config.block)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return image tokens BND in the connector's width."""
-        x_BND = self.projection(tokens_BND)
-        if self.positions is not None:
-            x_BND = x_BND + self.positions
-        x_BND = self.dropout(x_BND)
-        for block in self.blocks:
-            x_BND = block(x_BND, Context())
-        normed: Tensor = self.norm(x_BND)
-        return normed
+    def forward(self, image: ImageTokens) -> ImageTokens:
+        """Return image tokens in the connector's width.
+
+        Raises:
+            UsageError: a kernel of one length cannot read as many.
+        """
+        grid = None if image.grid is None else self.config.reduced(image.grid)
+        _check_length(self.config.block, grid, self.home)
+        x_BND = self.projection(self.reduce(image.x_BND, image.grid))
+        x_BND = self.dropout(_placed(x_BND, self.place(self.positions, grid, x_BND)))
+        image = self.blocks(ImageTokens(x_BND=x_BND, grid=grid))
+        return ImageTokens(x_BND=self.norm(image.x_BND), grid=grid)
+
+
+def _placed(x_BND: Tensor, positions_ND: Tensor | None) -> Tensor:
+    return x_BND if positions_ND is None else x_BND + positions_ND
+
+
+def _check_length(config: BlockConfig, grid: tuple[int, int] | None, home: tuple[int, int] | None) -> None:
+    if grid != home and not config.kernel.any_length:
+        found, wanted = (" x ".join(map(str, cells or ())) for cells in (grid, home))
+        raise UsageError(
+            f"this kernel reads images of one size ({config.kernel.kind} of {wanted} cells, {found} given); resize them"
+        )
 
 
 def build_tower(config: PatchTowerConfig | ConvTowerConfig) -> PatchTower | ConvTower:

@@ -1,14 +1,10 @@
-"""Quality on a data set: captions for its images, scored against its references.
-
-B images, N image tokens, D width.
-"""
+"""Quality on a data set: captions for its images, scored against its references."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from mmt_cli.captioning.captioner import Captioner
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.training.data import Example
 from mmt_cli.training.metrics import BleuScorer, CiderScorer
 
@@ -37,17 +33,17 @@ class Evaluator:
         self.cider = CiderScorer(references)
         self.bleu = BleuScorer(references)
 
-    def score(self, captioner: Captioner, see: Callable[[Sequence[int]], Tensor]) -> Scores:
+    def score(self, captioner: Captioner, see: Callable[[Sequence[int]], ImageTokens]) -> Scores:
         """Caption every example without a prompt, by the captioner's own defaults.
 
         Args:
             captioner: the model as it stands.
-            see: indices of examples → what the model saw of them, image_BND.
+            see: indices of examples → what the model saw of them.
         """
         captions: list[str] = []
         for start in range(0, self.count, EVAL_BATCH):
-            image_BND = see(range(start, min(start + EVAL_BATCH, self.count)))
-            captions += [item[0].text for item in captioner.generate_from(image_BND)]
+            image = see(range(start, min(start + EVAL_BATCH, self.count)))
+            captions += [item[0].text for item in captioner.generate_from(image)]
         bleu = self.bleu.score(captions)
         return Scores(
             cider=100 * self.cider.score(captions)[0],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmt_cli.captioning.captioner import Captioner, inference
 from mmt_cli.errors import DataError, ImageError
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.training.data import Example
 
 FEATURE_BATCH = 32
@@ -39,12 +40,12 @@ class Images:
             what = f"{example.key}, {error}"
             raise DataError(f"an image of the data set cannot be read ({what}); mend or remove it") from error
 
-    def see(self, images: Tensor) -> Tensor:
-        """Return image_BND, as the fusion takes it, of a batch that `load` loaded."""
+    def see(self, images: Tensor) -> ImageTokens:
+        """Return the image tokens, as the fusion takes it, of a batch that `load` loaded."""
         return self.captioner.model.see(images.to(self.captioner.device))
 
-    def see_all(self, indices: Sequence[int]) -> Tensor:
-        """Return image_BND of these examples, for evaluation."""
+    def see_all(self, indices: Sequence[int]) -> ImageTokens:
+        """Return the image tokens of these examples, for evaluation."""
         with inference(self.captioner.model):
             return self.see(torch.stack([self.load(index)[1] for index in indices]))
 
@@ -60,14 +61,16 @@ class FeatureImages(Images):
             for start in range(0, len(self.examples), FEATURE_BATCH):
                 indices = range(start, min(start + FEATURE_BATCH, len(self.examples)))
                 pixels = [pixels_CHW for _, pixels_CHW in decoders.map(super().load, indices)]
-                features_BND: Tensor = vision(torch.stack(pixels).to(device))
+                features_BND: Tensor = vision(torch.stack(pixels).to(device)).x_BND
                 self.features += features_BND.to("cpu", torch.bfloat16)
 
     def load(self, index: int) -> tuple[str, Tensor]:
         """Return the key and features_ND of one example."""
         return self.examples[index].key, self.features[index]
 
-    def see(self, images: Tensor) -> Tensor:
-        """Return image_BND of features."""
-        image_BND: Tensor = self.captioner.model.connector(images.to(self.captioner.device, torch.float32))
-        return image_BND
+    def see(self, images: Tensor) -> ImageTokens:
+        """Return the image tokens of features."""
+        model = self.captioner.model
+        features = ImageTokens(x_BND=images.to(self.captioner.device, torch.float32), grid=model.config.vision.grid)
+        image: ImageTokens = model.connector(features)
+        return image

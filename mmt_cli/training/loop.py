@@ -136,10 +136,10 @@ class Trainer:
         device = self.captioner.device
         dtype = DTYPES[self.options.precision]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            image_RND = self.images.see(batch.images)[batch.image_R.to(device)]
+            image = self.images.see(batch.images)[batch.image_R.to(device)]
             loss = caption_loss(
                 self.model,
-                image_RND,
+                image,
                 batch.rows,
                 label_smoothing=self.options.label_smoothing,
                 generator=self.generator,
@@ -207,4 +207,4 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 
 IGNORED = -100  # cross-entropy's own mark for positions without a target
@@ -16,7 +17,7 @@ IGNORED = -100  # cross-entropy's own mark for positions without a target
 
 def caption_loss(
     model: MultimodalTransformer,
-    image_RND: Tensor,
+    image: ImageTokens,
     rows: Sequence[Sequence[int]],
     *,
     label_smoothing: float,
@@ -30,11 +31,11 @@ def caption_loss(
     if not model.config.cacheable:
         ends = [int(torch.randint(1, len(row), (), generator=generator)) for row in rows]
         rows = [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
-    token_ids_RT, target_RT, valid_RT = _teacher(rows, image_RND.device)
+    token_ids_RT, target_RT, valid_RT = _teacher(rows, image.x_BND.device)
     if not model.config.cacheable:
         last_R = valid_RT.sum(dim=1, keepdim=True) - 1
         target_RT = target_RT.gather(1, last_R)
-    logits_RTV = model.read(token_ids_RT, image_RND, valid_BT=valid_RT)
+    logits_RTV = model.read(token_ids_RT, image, valid_BT=valid_RT)
     return functional.cross_entropy(
         logits_RTV.flatten(0, 1), target_RT.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing
     )

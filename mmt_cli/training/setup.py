@@ -14,7 +14,8 @@ from mmt_cli.checkpoint.load import default_preprocessing, load_vision
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ConfigError, UsageError
 from mmt_cli.inputs.tokenizer import Tokenizer, train_tokenizer
-from mmt_cli.model.config import ConvTowerConfig, ModelConfig
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.image_config import ConvTowerConfig
 from mmt_cli.model.presets import changed, preset, with_dropout
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.batches import encode_captions, tidy

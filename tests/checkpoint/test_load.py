@@ -58,7 +58,10 @@ def test_a_saved_model_gives_the_same_logits(model: MultimodalTransformer, tools
     again = _load(_save(tmp_path / "model", model))
     assert again.config == model.config
     ids, pixels = tools.random_ids(2, 5), tools.random_pixels(model.config, 2)
-    assert torch.equal(again(ids, pixels), model(ids, pixels))
+    state = again.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    # Where a weight lies in memory may change the last bit of a product.
+    assert (tools.called(again)(ids, pixels) - model(ids, pixels)).abs().max() < 1e-4
     assert not again.training
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
@@ -68,15 +71,17 @@ def test_a_loaded_model_can_be_trained_and_saved_over_its_own_folder(
 ) -> None:
     """Saving replaces the file that the loaded tensors may still be mapped from."""
     folder = _save(tmp_path / "model", model)
-    again = _load(folder).requires_grad_(True)
+    loaded = _load(folder).requires_grad_(True)
+    again = tools.called(loaded)
     ids, pixels = tools.random_ids(2, 5), tools.random_pixels(model.config, 2)
     again(ids, pixels).square().mean().backward()
     with torch.no_grad():
-        for parameter in again.parameters():
+        for parameter in loaded.parameters():
             assert parameter.grad is not None
             parameter -= 1e-3 * parameter.grad
-    _save(folder, again)
-    assert torch.equal(_load(folder)(ids, pixels), again(ids, pixels))
+    _save(folder, loaded)
+    state = _load(folder).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in loaded.state_dict().items())
     assert not torch.equal(again(ids, pixels), model(ids, pixels))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -105,7 +105,7 @@ def test_other_files_are_no_models(folder: Path) -> None:
         ({"formats": 1}, ["'formats'"]),
         ({"text": "absent"}, ["config.text"]),
         ({"vision": 3}, ["vision", "3"]),
-        ({"fusion": {"kind": "splice"}}, ["fusion.kind", "'splice'", "concat"]),
+        ({"fusion": {"kind": "sum"}}, ["fusion.kind", "'sum'", "concat"]),
         ({"auto_map": {"AutoModel": "evil.Evil"}}, ["'auto_map'"]),
     ],
 )

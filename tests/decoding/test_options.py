@@ -23,8 +23,11 @@ def test_any_of_the_three_turns_sampling_on(values: dict[str, Any]) -> None:
 
 
 def test_options_survive_json() -> None:
-    options = GenerationOptions(num_beams=3, early_stopping="never", num_captions=2, end_token_ids=(2, 5))
+    options = GenerationOptions(
+        num_beams=3, early_stopping="never", num_captions=2, end_token_ids=(2, 5), suppress_tokens=(7,)
+    )
     assert options.to_json()["end_token_ids"] == [2, 5]
+    assert options.to_json()["suppress_tokens"] == [7]
     assert GenerationOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
     assert GenerationOptions.from_json({}) == GenerationOptions()
 

@@ -13,32 +13,62 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmt_cli.errors import ConfigError
-from mmt_cli.model.config import (
+from mmt_cli.model.block_config import (
     BlockConfig,
-    ConcatConfig,
-    ConnectorConfig,
-    ConvTowerConfig,
-    CrossConfig,
-    ModelConfig,
-    PatchTowerConfig,
-    TextConfig,
+    FullKernelConfig,
+    KernelConfig,
+    LinformerKernelConfig,
+    PerformerKernelConfig,
+    SlidingWindowKernelConfig,
 )
+from mmt_cli.model.config import ConcatConfig, CrossConfig, GatedCrossConfig, ModelConfig, TextConfig
+from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
 from mmt_cli.model.presets import PRESETS, changed, preset, with_dropout
 from mmt_cli.model.transformer import MultimodalTransformer
 
+KERNELS: list[KernelConfig] = [
+    FullKernelConfig(),
+    SlidingWindowKernelConfig(image_window=5, text_window=9),
+    PerformerKernelConfig(features=3),
+]
+
 
 @st.composite
-def blocks(draw: st.DrawFn, width: int | None = None) -> BlockConfig:
+def blocks(draw: st.DrawFn, width: int | None = None, *, reads_text: bool = False) -> BlockConfig:
     heads = draw(st.sampled_from([1, 2, 4]))
+    part = 8 * draw(st.integers(1, 9))
+    kernels = KERNELS if reads_text else [*KERNELS, LinformerKernelConfig(rank=2)]
     return BlockConfig(
-        width=width or heads * draw(st.integers(1, 30)),
+        width=width or heads * part,
         num_heads=1 if width else heads,
+        num_kv_heads=draw(st.sampled_from([None, 1])),
         mlp_width=draw(st.integers(1, 500)),
-        norm=draw(st.sampled_from(["pre", "post"])),
+        norm=draw(st.sampled_from(["pre", "post", "sandwich"])),
+        norm_kind=draw(st.sampled_from(["layernorm", "rmsnorm"])),
         norm_eps=draw(st.floats(0, 1)),
-        activation=draw(st.sampled_from(["gelu", "relu"])),
+        activation=draw(st.sampled_from(["gelu", "relu", "silu"])),
+        gated=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        layer_scale=draw(st.none() | st.floats(0, 10)),
+        rope=draw(st.sampled_from(["none", "1d"] if reads_text else ["none", "1d", "2d"])),
+        kernel=draw(st.sampled_from(kernels)),
         dropout=draw(st.floats(0, 0.9) | st.just(0)),
     )
+
+
+@st.composite
+def fusions(draw: st.DrawFn, *, has_class_token: bool) -> ConcatConfig | CrossConfig | GatedCrossConfig:
+    visible = ["prefix", "causal", *(["bidirectional"] if has_class_token else [])]
+    gates = st.sampled_from(["none", "tanh", "dynamic"])
+    concat = st.builds(
+        ConcatConfig,
+        order=st.sampled_from(["image_first", "text_first"]),
+        visibility=st.sampled_from(visible),
+        gate=gates,
+    )
+    cross = st.builds(CrossConfig, every=st.integers(1, 9), gate=gates)
+    return draw(concat | cross | st.builds(GatedCrossConfig, every=st.integers(1, 9)))
 
 
 @st.composite
@@ -46,7 +76,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     text = TextConfig(
         vocab_size=draw(st.integers(1, 4_000_000)),
         max_length=draw(st.integers(1, 2_000)),
-        block=draw(blocks()),
+        positions=draw(st.sampled_from(["none", "learned"])),
+        block=draw(blocks(reads_text=True)),
         num_layers=draw(st.integers(1, 512)),
         final_norm=draw(st.booleans()),
         head=draw(st.sampled_from(["tied", "own"])),
@@ -56,7 +87,10 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     class_token = draw(st.booleans())
     if draw(st.booleans()):
         connector = ConnectorConfig(
-            block=draw(blocks(text.block.width)), num_layers=draw(st.integers(0, 9)), positions=draw(st.booleans())
+            reduction="none" if class_token else draw(st.sampled_from(["none", "average"])),
+            positions=draw(st.sampled_from(["none", "learned", "learned_2d", "sincos_2d"])),
+            block=draw(blocks(text.block.width)),
+            num_layers=draw(st.integers(0, 9)),
         )
     vision: PatchTowerConfig | ConvTowerConfig = ConvTowerConfig(image_size=draw(st.integers(32, 2_048)))
     if connector is None or draw(st.booleans()):
@@ -65,17 +99,20 @@ def configs(draw: st.DrawFn) -> ModelConfig:
             image_size=patch * draw(st.integers(1, 20)),
             patch_size=patch,
             channels=draw(st.integers(1, 64)),
+            embedding=draw(st.sampled_from(["linear", "convolution"])),
+            positions=draw(st.sampled_from(["none", "learned", "learned_2d", "sincos_2d"])),
             block=draw(blocks(None if connector else text.block.width)),
             num_layers=draw(st.integers(0, 9)),
             class_token=class_token,
             final_norm=draw(st.booleans()),
         )
-    visible = ["prefix", "bidirectional"] if isinstance(vision, PatchTowerConfig) and class_token else ["prefix"]
-    order = draw(st.sampled_from(["image_first", "text_first"]))
-    fusion = draw(
-        st.just(CrossConfig()) | st.builds(ConcatConfig, order=st.just(order), visibility=st.sampled_from(visible))
+    return ModelConfig(
+        vision=vision,
+        connector=connector,
+        text=text,
+        fusion=draw(fusions(has_class_token=vision.class_token)),
+        contrastive_width=draw(st.none() | st.integers(1, 999)),
     )
-    return ModelConfig(vision=vision, connector=connector, text=text, fusion=fusion)
 
 
 @given(config=configs())
@@ -168,7 +205,7 @@ def test_a_bad_size_is_refused_with_its_name_and_value(place: str, value: object
         ("text.block.dropout", 1, ["dropout", "(1,", "0.9"]),
         ("text.block.dropout", 10**400, ["dropout", "10000", "0.9"]),
         ("text.block.norm_eps", -1e-5, ["norm_eps", "-1e-05"]),
-        ("text.block.norm", "sandwich", ["norm", "sandwich", "pre", "post"]),
+        ("text.block.norm", "none", ["norm", "none", "pre", "post", "sandwich"]),
         ("text.block.activation", ["gelu"], ["activation", "['gelu']", "relu"]),
         ("text.final_norm", 1, ["final_norm", "1", "bool"]),
         ("vision.patch_size", 5, ["patch_size 5", "image_size 32"]),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmt_cli.model.config import BlockConfig, ConcatConfig, ModelConfig
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.config import ConcatConfig, ModelConfig
 from mmt_cli.model.presets import preset
 
 Weights = dict[str, Tensor]
@@ -92,7 +93,7 @@ class Reference:
         if connector is None:
             return x_ND
         x_ND = self.linear("connector.projection", x_ND)
-        if connector.positions:
+        if connector.positions == "learned":
             x_ND = x_ND + self.weights["connector.positions"]
         for index in range(connector.num_layers):
             x_ND = self.block(f"connector.blocks.{index}", x_ND, connector.block, everything, x_ND)
@@ -131,14 +132,14 @@ CONFIGS = {
         "text.head_bias": True,
         "fusion.order": "text_first",
         "vision": {**TOWER, "class_token": True, "final_norm": True},
-        "connector": {**CONNECTOR, "num_layers": 0, "positions": True},
+        "connector": {**CONNECTOR, "num_layers": 0, "positions": "learned"},
     },
     "cross": {
         "text.block": BLOCK,
         "text.final_norm": False,
         "fusion": {"kind": "cross"},
         "vision": {**TOWER, "final_norm": True},
-        "connector": {**CONNECTOR, "positions": True},
+        "connector": {**CONNECTOR, "positions": "learned"},
     },
     "cross-post-norm": {
         "text.block": {**BLOCK, "norm": "post"},

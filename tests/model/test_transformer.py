@@ -1,14 +1,19 @@
 """What holds for the model of every preset: who sees whom, caches, batches, padding. T text tokens, B rows."""
 
+import dataclasses
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mmt_cli.errors import UsageError
-from mmt_cli.model import attention, transformer
+from mmt_cli.model import attention, mask
 from mmt_cli.model.cache import KVCache
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.context import Context
+from mmt_cli.model.fused import FusedSequence
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 
 LENGTH = 7
@@ -36,9 +41,9 @@ def check_causality(model: MultimodalTransformer, tools: ModuleType) -> None:
 def check_cache(model: MultimodalTransformer, tools: ModuleType) -> None:
     """A token a step, and several, from prompts of one length."""
     token_ids_BT = tools.random_ids(3, LENGTH)
-    image_BND = model.see(tools.random_pixels(model.config, 3))
-    whole = model.read(token_ids_BT, image_BND)
-    logits_BV, cache = model.prefill(token_ids_BT[:, :2], image_BND, capacity=LENGTH)
+    image = model.see(tools.random_pixels(model.config, 3))
+    whole = model.read(token_ids_BT, image)
+    logits_BV, cache = model.prefill(token_ids_BT[:, :2], image, capacity=LENGTH)
     assert moved(logits_BV, whole[:, 1]).max() <= NOISE
     for start, end in ((2, 3), (3, 6), (6, 7)):
         logits_BV = model.step(token_ids_BT[:, start:end], cache)
@@ -71,16 +76,44 @@ def test_another_image_changes_every_text_logit(model: MultimodalTransformer, to
     check_image(model, tools)
 
 
-@pytest.mark.parametrize("sides", [(7, 7), (-16, 32), (0, 32)], ids=["larger", "other-aspect", "wide"])
-def test_pixels_of_another_size_are_refused_with_both(
+@pytest.mark.parametrize("sides", [(32, 32), (-32, 32), (0, 32)], ids=["larger", "other-aspect", "wide"])
+def test_images_of_other_sides_are_read_whole(
     model: MultimodalTransformer, tools: ModuleType, sides: tuple[int, int]
 ) -> None:
+    """Every part of them counts, and each batch row is itself; a kernel of one length refuses them."""
     size = model.config.vision.image_size
-    height, width = size + sides[0], size + sides[1]
-    with pytest.raises(UsageError, match=rf"\[3, {height}, {width}\].*\[3, {size}, {size}\]"):
-        model(tools.random_ids(1, 3), torch.zeros(1, 3, height, width))
-    with pytest.raises(UsageError, match=rf"\[1, {size}, {size}\]"):
+    height, width = max(size + sides[0], 32), size + sides[1]
+    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+    if any(part.block.kernel.kind == "linformer" for part in image_parts(model.config)):
+        with pytest.raises(UsageError, match="linformer"):
+            model.see(pixels)
+        return
+    if model.config.placeholder_id is not None:
+        image = model.see(pixels)
+        assert image.x_BND.shape[1] > model.config.num_image_tokens or sides[0] < 0
+        return
+    ids = tools.random_ids(2, 3)
+    before = model(ids, pixels)
+    assert before.isfinite().all()
+    assert moved(model(ids[:1], pixels[:1]), before[:1]).max() <= NOISE
+    for corner in ((slice(0, 32), slice(0, 32)), (slice(-32, None), slice(-32, None))):
+        changed = pixels.clone()
+        changed[:, :, corner[0], corner[1]] += 1
+        assert (moved(model(ids, changed), before) >= MOVED).all()
+
+
+def image_parts(config: ModelConfig) -> list[Any]:
+    return [part for part in (config.vision, config.connector) if hasattr(part, "block")]
+
+
+def test_pixels_that_cannot_be_read_are_refused_with_both_values(
+    model: MultimodalTransformer, tools: ModuleType
+) -> None:
+    size = model.config.vision.image_size
+    with pytest.raises(UsageError, match="1 channels, the model reads 3"):
         model.see(torch.zeros(1, 1, size, size))
+    with pytest.raises(UsageError, match=r"\b7 x 8"):
+        model.see(torch.zeros(1, 3, 7, 8))
 
 
 def test_each_word_changes_the_one_readout_of_a_bidirectional_model(tools: ModuleType) -> None:
@@ -135,10 +168,10 @@ def test_prompts_of_unequal_lengths_go_on_as_each_would_alone(
     cacheable_model: MultimodalTransformer, tools: ModuleType
 ) -> None:
     model, lengths = cacheable_model, (2, 5, 3)
-    image_BND, ids = model.see(tools.random_pixels(model.config, 3)), tools.random_ids(3, LENGTH + 3)
+    image, ids = model.see(tools.random_pixels(model.config, 3)), tools.random_ids(3, LENGTH + 3)
     prompt_BT, new_BT = ids[:, :5], ids[:, 5:]
     valid_BT = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
-    logits_BV, cache = model.prefill(prompt_BT, image_BND, valid_BT=valid_BT, capacity=5 + new_BT.shape[1])
+    logits_BV, cache = model.prefill(prompt_BT, image, valid_BT=valid_BT, capacity=5 + new_BT.shape[1])
     rows = [prompt_BT[row, :length] for row, length in enumerate(lengths)]
     for start, end in ((0, 0), (0, 1), (1, 3), (3, 5)):
         if end:
@@ -146,7 +179,7 @@ def test_prompts_of_unequal_lengths_go_on_as_each_would_alone(
             cache.advance(end - start)
         rows = [torch.cat([row, new_BT[index, start:end]]) for index, row in enumerate(rows)]
         for index, row in enumerate(rows):
-            alone = model.read(row[None], image_BND[index : index + 1])[0, -1]
+            alone = model.read(row[None], image[index : index + 1])[0, -1]
             assert moved(logits_BV[index], alone) <= NOISE
 
 
@@ -160,22 +193,22 @@ def test_reordered_rows_go_on_as_if_they_had_always_been_there(
 ) -> None:
     """Beams multiply rows, mix them and drop them, more than once; unlike prompts and images tell rows apart."""
     model, ids = cacheable_model, tools.random_ids(3, 4)
-    image_BND = model.see(tools.random_pixels(model.config, 3))
+    image = model.see(tools.random_pixels(model.config, 3))
     valid_BT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    _, cache = model.prefill(ids, image_BND, valid_BT=valid_BT, capacity=8)
+    _, cache = model.prefill(ids, image, valid_BT=valid_BT, capacity=8)
     texts = [row[: int(valid.sum())] for row, valid in zip(ids, valid_BT, strict=True)]
     row_R = torch.tensor(kept)
     for turn in range(3):
         if turn == 2:
             row_R = torch.arange(len(texts)).flip(0)
         cache.reorder(row_R)
-        image_BND, texts = image_BND[row_R], [texts[row] for row in row_R]
+        image, texts = image[row_R], [texts[row] for row in row_R]
         new_R1 = tools.random_ids(len(texts), 1, seed=turn)
         logits_RV = model.step(new_R1, cache)
         cache.advance(1)
         texts = [torch.cat([text, new]) for text, new in zip(texts, new_R1, strict=True)]
         for index, text in enumerate(texts):
-            alone = model.read(text[None], image_BND[index : index + 1])[0, -1]
+            alone = model.read(text[None], image[index : index + 1])[0, -1]
             assert moved(logits_RV[index], alone) <= NOISE
         row_R = torch.arange(len(texts))
 
@@ -184,9 +217,9 @@ def test_a_trimmed_cache_has_forgotten_its_last_tokens(
     cacheable_model: MultimodalTransformer, tools: ModuleType
 ) -> None:
     model, ids = cacheable_model, tools.random_ids(2, LENGTH)
-    image_BND = model.see(tools.random_pixels(model.config, 2))
+    image = model.see(tools.random_pixels(model.config, 2))
     valid_BT = torch.tensor([[True, True, True], [True, False, False]])
-    _, cache = model.prefill(ids[:, :3], image_BND, valid_BT=valid_BT, capacity=LENGTH)
+    _, cache = model.prefill(ids[:, :3], image, valid_BT=valid_BT, capacity=LENGTH)
     expected = model.step(ids[:, 3:5], cache)
     cache.advance(2)
     model.step(ids[:, 5:7], cache)
@@ -199,35 +232,42 @@ def test_a_step_that_is_not_kept_leaves_the_cache_as_it_was(
     cacheable_model: MultimodalTransformer, tools: ModuleType
 ) -> None:
     model, ids = cacheable_model, tools.random_ids(2, LENGTH)
-    image_BND = model.see(tools.random_pixels(model.config, 2))
-    _, cache = model.prefill(ids[:, :3], image_BND, capacity=LENGTH)
+    image = model.see(tools.random_pixels(model.config, 2))
+    _, cache = model.prefill(ids[:, :3], image, capacity=LENGTH)
     expected = model.step(ids[:, 3:4], cache)
     model.step(ids[:, 4:7], cache)
     assert moved(model.step(ids[:, 3:4], cache), expected).max() <= NOISE
 
 
 def test_dropout_acts_in_training_alone(model: MultimodalTransformer, tools: ModuleType) -> None:
-    again = tools.build_model(model.config)
+    again = tools.callable_model(model.config)
     ids, pixels = tools.random_ids(2, 3), tools.random_pixels(model.config, 2)
     assert torch.equal(again(ids, pixels), again(ids, pixels))
     again.train()
     has_dropout = model.config.text.block.dropout > 0
-    assert torch.equal(again.text(ids, torch.arange(3)[None]), again.text(ids, torch.arange(3)[None])) != has_dropout
+    places = torch.arange(3)[None]
+    assert torch.equal(again.text(ids, places), again.text(ids, places)) != has_dropout
 
 
 def test_a_new_model_for_training_has_no_dead_start(model: MultimodalTransformer, tools: ModuleType) -> None:
     """Positions and class token begin at small random values, not at zero; the image reaches the logits at once."""
     torch.manual_seed(0)
-    fresh = MultimodalTransformer(model.config)
-    initialise(fresh)
-    fresh.eval()
-    learned = [p for name, p in fresh.named_parameters() if name.endswith(("positions", "class_token"))]
+    built = MultimodalTransformer(model.config)
+    initialise(built)
+    fresh = tools.callable_model(model.config)
+    fresh.load_state_dict(built.state_dict())
+    learned = [p for name, p in built.named_parameters() if name.endswith(("positions", "class_token"))]
     assert all(0.005 < parameter.std() < 0.05 for parameter in learned)
-    ids = tools.random_ids(2, 3)
-    with torch.no_grad():
-        logits = [fresh(ids, tools.random_pixels(model.config, 2, seed)) for seed in (1, 2)]
-    assert (logits[0] != logits[1]).any(dim=-1).all()
+    ids, pixels = tools.random_ids(2, 3), [tools.random_pixels(model.config, 2, seed) for seed in (1, 2)]
+    logits = [fresh(ids, images) for images in pixels]
     assert logits[0].log_softmax(dim=-1).min() > -20
+    closed = not model.config.joint and model.config.fusion.gate != "none"
+    assert (logits[0] == logits[1]).all() if closed else (logits[0] != logits[1]).any(dim=-1).all()
+    fresh.requires_grad_(True)
+    fresh(ids, pixels[0]).square().mean().backward()
+    gates = [p for name, p in fresh.named_parameters() if ".gate." in name or ".gates." in name]
+    assert bool(gates) == (model.config.fusion.gate != "none")
+    assert all((gate == 0).all() and (gate.grad != 0).any() for gate in gates), "a gate that can never open"
 
 
 # The three mistakes that the original listing is known for, or that are easily made in its repair: the tests above
@@ -237,7 +277,12 @@ def test_a_new_model_for_training_has_no_dead_start(model: MultimodalTransformer
 def test_a_mask_that_hides_nothing_is_noticed(
     cacheable_model: MultimodalTransformer, tools: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformer, "visibility_mask", lambda *_: None)
+    run = MultimodalTransformer.run
+
+    def unmasked(self: MultimodalTransformer, fused: FusedSequence, cache: KVCache | None = None) -> Tensor:
+        return run(self, dataclasses.replace(fused.bidirectional(), readout=fused.readout), cache)
+
+    monkeypatch.setattr(MultimodalTransformer, "run", unmasked)
     with pytest.raises(AssertionError):
         check_causality(cacheable_model, tools)
 
@@ -265,8 +310,9 @@ def test_attention_across_the_batch_is_noticed(
     """The original listing fed batch-first input to an attention that reads the first axis as the sequence."""
     forward = attention.SelfAttention.forward
 
-    def across(self: attention.SelfAttention, x_BLD: Tensor, context: attention.Context) -> Tensor:
-        return forward(self, x_BLD.transpose(0, 1), attention.Context()).transpose(0, 1)
+    def across(self: attention.SelfAttention, x_BLD: Tensor, context: Context) -> Tensor:
+        visibility = mask.Visibility.of_image(x_BLD.shape[0], None, x_BLD.device)
+        return forward(self, x_BLD.transpose(0, 1), Context(visibility=visibility)).transpose(0, 1)
 
     monkeypatch.setattr(attention.SelfAttention, "forward", across)
     with pytest.raises(AssertionError):

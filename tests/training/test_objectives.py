@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.objectives import caption_loss
@@ -19,12 +20,12 @@ def build(name: str, settings: dict[str, object]) -> MultimodalTransformer:
 
 def test_the_loss_is_the_mean_over_every_word_and_the_end_token_and_no_padding() -> None:
     model = build("tiny", {"text.vocab_size": 40})
-    image_RND = torch.randn(2, 16, 32)
+    image = ImageTokens(x_BND=torch.randn(2, 16, 32), grid=(4, 4))
     rows = [[1, 5, 6, 2], [1, 7, 2]]
-    loss = caption_loss(model, image_RND, rows, label_smoothing=0.0, generator=torch.Generator())
+    loss = caption_loss(model, image, rows, label_smoothing=0.0, generator=torch.Generator())
     words = []
-    for row, image_ND in zip(rows, image_RND, strict=True):
-        logits_TV = model.read(torch.tensor([row[:-1]]), image_ND[None])[0]
+    for index, row in enumerate(rows):
+        logits_TV = model.read(torch.tensor([row[:-1]]), image[index : index + 1])[0]
         words.append(functional.cross_entropy(logits_TV, torch.tensor(row[1:]), reduction="none"))
     torch.testing.assert_close(loss, torch.cat(words).mean())
 

@@ -132,7 +132,7 @@ def test_the_packages_weights_give_the_packages_features(
     load_vision(model, tmp_path / name, RULES)
     pixels = tools.random_pixels(model.config, 2)
     expected_BND = _features(state, pixels).flatten(2).transpose(1, 2)
-    found_BND = model.vision(pixels)
+    found_BND = model.vision(pixels).x_BND
     assert found_BND.shape == expected_BND.shape == (2, model.config.vision.num_tokens, 1280)
     assert (found_BND - expected_BND).abs().max() < 1e-3
     assert expected_BND.std() > 0.1

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from mmt_cli import Captioner
 from mmt_cli.captioning.captioner import GenerationOptions
 from mmt_cli.errors import ModelError
-from mmt_cli.model import attention, fusion
+from mmt_cli.model import attention
+from mmt_cli.model.concat import BidirectionalConcat
+from mmt_cli.model.context import Context
+from mmt_cli.model.mask import Visibility
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -225,19 +228,19 @@ def test_arguments_that_do_not_fit_are_named(
 def _across_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = attention.SelfAttention.forward
 
-    def across(self: attention.SelfAttention, x_BLD: Tensor, context: attention.Context) -> Tensor:
-        return forward(self, x_BLD.transpose(0, 1), attention.Context()).transpose(0, 1)
+    def across(self: attention.SelfAttention, x_BLD: Tensor, context: Context) -> Tensor:
+        everything = Context(visibility=Visibility.of_image(x_BLD.shape[0], None, x_BLD.device))
+        return forward(self, x_BLD.transpose(0, 1), everything).transpose(0, 1)
 
     monkeypatch.setattr(attention.SelfAttention, "forward", across)
 
 
 def _readout_at_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    fused = fusion._bidirectional
-    monkeypatch.setattr(fusion, "_bidirectional", lambda fuse, _: fused(fuse, lambda _: 0))
+    monkeypatch.setattr(BidirectionalConcat, "_readout", lambda *_: slice(0, 1))
 
 
 def _padding_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmt_cli.model.transformer.visibility_mask", lambda *_: None)
+    monkeypatch.setattr(Visibility, "mask", lambda *_: None)
 
 
 @pytest.mark.parametrize("spoil", [_across_the_batch, _readout_at_the_first_token, _padding_seen])

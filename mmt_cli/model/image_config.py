@@ -1,0 +1,162 @@
+"""The configuration of the image's side: vision towers and connector."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mmt_cli.errors import ConfigError
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.schema import Config, bounded
+
+GridPositions = Literal["none", "learned", "learned_2d", "sincos_2d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTowerConfig(Config):
+    """Image cut into square patches, each mapped to a token, positions, `num_layers` blocks (ViT)."""
+
+    kind: Literal["patches"] = "patches"
+    image_size: int = bounded(1, 8_192, 224)
+    patch_size: int = bounded(1, 8_192, 16)
+    channels: int = bounded(1, 64, 3)
+    embedding: Literal["linear", "convolution"] = "linear"
+    positions: GridPositions = "learned"
+    block: BlockConfig
+    num_layers: int = bounded(0, 512)
+    merged_tokens: int = bounded(0, 65_536, 0)  # pairs of like tokens that become one, in each block (ToMe)
+    class_token: bool = False
+    final_norm: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError where two fields do not fit each other."""
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"patches do not tile the image (patch_size {self.patch_size}, image_size {self.image_size}); fit them"
+            )
+        before_last = self.num_tokens - self.class_token + self.merged_tokens
+        if self.num_layers and 2 * self.merged_tokens > before_last:
+            cells = self.grid[0] * self.grid[1]
+            raise ConfigError(
+                f"a block can merge half of its tokens at most (merged_tokens {self.merged_tokens} in each of "
+                f"{self.num_layers} layers, {cells} patches); merge fewer"
+            )
+        if self.merged_tokens and (self.block.kernel.kind != "full" or self.block.rope != "none"):
+            part = self.block.kernel.kind if self.block.rope == "none" else f"rope {self.block.rope}"
+            raise ConfigError(
+                f"merged tokens lie in no grid (vision.merged_tokens {self.merged_tokens}, vision.block {part}); "
+                "use the full kernel without rope"
+            )
+        _check_grid_positions("vision", self.positions, self.width)
+        _check_image_block("vision", self.block)
+
+    @property
+    def width(self) -> int:
+        """Width of one image token."""
+        return self.block.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of `image_size`."""
+        return self.grid_of(self.image_size, self.image_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens: the patches, less those merged, and the class token before them where there is one."""
+        return self.grid[0] * self.grid[1] - self.num_layers * self.merged_tokens + self.class_token
+
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether each token still is one cell of the grid."""
+        return not (self.merged_tokens and self.num_layers)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of an image of these sides in pixels.
+
+        Raises:
+            ConfigError: some pixels would go unseen.
+        """
+        if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
+            raise ConfigError(
+                f"patches do not tile the image (patch_size {self.patch_size}, {height} x {width} pixels); resize it"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvTowerConfig(Config):
+    """EfficientNet-Lite0 without its classifier; the last feature map's cells are the image tokens."""
+
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    image_size: int = bounded(32, 2_048, 224)
+    class_token: ClassVar[bool] = False
+    keeps_grid: ClassVar[bool] = True
+    channels: ClassVar[int] = 3
+    width: ClassVar[int] = 1_280
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the feature map of an image of `image_size`."""
+        return self.grid_of(self.image_size, self.image_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Cells of the feature map."""
+        return self.grid[0] * self.grid[1]
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the feature map, whose sides are a 32nd of the image's, rounded up.
+
+        Raises:
+            ConfigError: the image is too small to give a cell.
+        """
+        if min(height, width) < 32:
+            raise ConfigError(f"the image is too small ({height} x {width} pixels, least 32 x 32); enlarge it")
+        return math.ceil(height / 32), math.ceil(width / 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorConfig(Config):
+    """From the tower's tokens to the text's width: fewer tokens, a linear map, blocks over the image, a norm."""
+
+    kind: Literal["linear"] = "linear"
+    reduction: Literal["none", "pixel_shuffle", "average"] = "none"
+    reduction_factor: int = bounded(1, 64, 2)  # side of the square of cells that becomes one token
+    positions: GridPositions = "none"  # for towers whose tokens carry none
+    block: BlockConfig
+    num_layers: int = bounded(0, 512, 0)
+
+    def check(self) -> None:
+        """Raise ConfigError where two fields do not fit each other."""
+        _check_grid_positions("connector", self.positions, self.block.width)
+        _check_image_block("connector", self.block)
+
+    def reduced(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of the grid that is left of `grid`.
+
+        Raises:
+            ConfigError: pixel shuffle would leave cells over.
+        """
+        if self.reduction == "none":
+            return grid
+        rows, columns = grid
+        factor = self.reduction_factor
+        if self.reduction == "pixel_shuffle" and (rows % factor or columns % factor):
+            raise ConfigError(
+                f"pixel shuffle leaves cells over (connector.reduction_factor {factor}, "
+                f"{rows} x {columns} cells); use a divisor, or reduction average"
+            )
+        return math.ceil(rows / factor), math.ceil(columns / factor)
+
+
+def _check_grid_positions(part: str, positions: str, width: int) -> None:
+    """Raise ConfigError where sines and cosines of two axes do not fill the width."""
+    if positions == "sincos_2d" and width % 4:
+        raise ConfigError(f"sines of two axes need a width that 4 divides ({part} {width}, sincos_2d); fit them")
+
+
+def _check_image_block(part: str, block: BlockConfig) -> None:
+    """Raise ConfigError for what only a block that reads text can have."""
+    if block.rope == "multimodal":
+        raise ConfigError(f"an image alone has one modality ({part}.block.rope multimodal); use 2d")
+    if block.experts != "none":
+        raise ConfigError(f"an image alone has one modality ({part}.block.experts {block.experts}); use none")

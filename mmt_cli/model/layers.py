@@ -1,0 +1,105 @@
+"""The small parts of a block: norms, linear maps and MLPs, and experts that keep one of them for each modality.
+
+B batch, L sequence, D width.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.context import Context
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+
+
+def build_norm(config: BlockConfig, width: int | None = None) -> nn.Module:
+    """Return the block's kind of norm, over its own width or another."""
+    return NORMS[config.norm_kind](config.width if width is None else width, config.norm_eps)
+
+
+class Linear(nn.Linear):
+    """A linear map that treats all tokens alike."""
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:  # type: ignore[override]
+        """Return BLD."""
+        return super().forward(x_BLD)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation between them, each token by itself."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.mlp_width, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.dropout = nn.Dropout(config.dropout)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return BLD."""
+        return cast("Tensor", self.down(self.dropout(self.activation(self.up(x_BLD)))))
+
+
+class GatedMlp(Mlp):
+    """The same with a second map that multiplies the activated one (GLU variants, Shazeer 2020)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__(config)
+        self.multiplier = nn.Linear(config.width, config.mlp_width, bias=config.mlp_bias)
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return BLD."""
+        inner_BLM = self.activation(self.up(x_BLD)) * self.multiplier(x_BLD)
+        return cast("Tensor", self.down(self.dropout(inner_BLM)))
+
+
+class Experts(nn.ModuleDict):
+    """One part for each modality; each token goes through its own (VLMo, BEiT-3, Mixture-of-Transformers)."""
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        super().__init__({"image": build(), "text": build()})
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return BLD."""
+        if context.image_BL is None:
+            return cast("Tensor", self["text"](x_BLD, context))
+        image_BL = context.image_BL.expand(x_BLD.shape[:2])
+        of_image = self["image"](x_BLD[image_BL], context)
+        of_text = self["text"](x_BLD[~image_BL], context)
+        y_BLD: Tensor = of_text.new_empty(*x_BLD.shape[:2], of_text.shape[-1])
+        y_BLD[image_BL], y_BLD[~image_BL] = of_image, of_text
+        return y_BLD
+
+
+def build_linear(config: BlockConfig, inputs: int, outputs: int, *, bias: bool) -> nn.Module:
+    """Return a projection of attention: one for all tokens, or one for each modality."""
+
+    def linear() -> nn.Module:
+        return Linear(inputs, outputs, bias=bias)
+
+    return Experts(linear) if config.experts == "attention+mlp" else linear()
+
+
+def build_mlp(config: BlockConfig) -> nn.Module:
+    """Return the block's MLP: one for all tokens, or one for each modality."""
+
+    def mlp() -> nn.Module:
+        return GatedMlp(config) if config.gated else Mlp(config)
+
+    return mlp() if config.experts == "none" else Experts(mlp)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel, small at the start (Touvron et al. 2021)."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return BLD."""
+        return x_BLD * self.factor

@@ -1,0 +1,311 @@
+"""Each switch does something, and is the plain model where it should be: closed gates, equal experts, wide windows."""
+
+import zlib
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmt_cli.errors import ConfigError
+from mmt_cli.model.cache import Int8Slots, Slots
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.presets import preset
+from mmt_cli.model.transformer import MultimodalTransformer
+
+MOVED, NOISE = 1e-3, 1e-4
+LENGTH = 6
+CROSS = {"fusion": {"kind": "cross"}, "text.num_layers": 3}
+CONNECTOR = {"connector": {"block": {"width": 32, "num_heads": 2, "mlp_width": 64}}}
+WINDOW = {"kind": "sliding_window", "image_window": 3, "text_window": 2}
+
+# What a switch is turned on top of, and the switch.
+SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "vision.embedding": ({}, {"vision.embedding": "convolution"}),
+    "vision.positions learned_2d": ({}, {"vision.positions": "learned_2d"}),
+    "vision.positions sincos_2d": ({"vision.positions": "none"}, {"vision.positions": "sincos_2d"}),
+    "vision.rope 1d": ({}, {"vision.block.rope": "1d"}),
+    "vision.rope 2d": ({}, {"vision.block.rope": "2d"}),
+    "vision.kernel sliding_window": ({}, {"vision.block.kernel": WINDOW}),
+    "vision.kernel linformer": ({}, {"vision.block.kernel": {"kind": "linformer", "rank": 4}}),
+    "vision.kernel performer": ({}, {"vision.block.kernel": {"kind": "performer", "features": 16}}),
+    "vision.merged_tokens": ({}, {"vision.merged_tokens": 4}),
+    "connector.reduction pixel_shuffle": (CONNECTOR, {"connector.reduction": "pixel_shuffle"}),
+    "connector.reduction average": (CONNECTOR, {"connector.reduction": "average"}),
+    "connector.positions learned": (CONNECTOR, {"connector.positions": "learned"}),
+    "connector.positions sincos_2d": (CONNECTOR, {"connector.positions": "sincos_2d"}),
+    "fusion.visibility causal": ({}, {"fusion.visibility": "causal"}),
+    "fusion.order": ({"text.block.kernel": WINDOW}, {"fusion.visibility": "causal", "fusion.order": "text_first"}),
+    "fusion.kind cross": ({}, {"fusion.kind": "cross"}),
+    "fusion.kind gated_cross": (CROSS, {"fusion.kind": "gated_cross"}),
+    "fusion.every": (CROSS, {"fusion.every": 2}),
+    "fusion.gate tanh, concat": ({}, {"fusion.gate": "tanh"}),
+    "fusion.gate dynamic, concat": ({}, {"fusion.gate": "dynamic"}),
+    "fusion.gate tanh, cross": (CROSS, {"fusion.gate": "tanh"}),
+    "fusion.gate dynamic, cross": (CROSS, {"fusion.gate": "dynamic"}),
+    "text.positions": ({}, {"text.positions": "none"}),
+    "text.rope 1d": ({}, {"text.block.rope": "1d"}),
+    "text.rope multimodal": ({"text.block.rope": "1d"}, {"text.block.rope": "multimodal"}),
+    "text.rope_theta": ({"text.block.rope": "1d"}, {"text.block.rope_theta": 10.0}),
+    "text.kernel sliding_window": ({}, {"text.block.kernel": WINDOW}),
+    "text.kernel performer": ({}, {"text.block.kernel": {"kind": "performer", "features": 16}}),
+    "image_window": ({"text.block.kernel": WINDOW}, {"text.block.kernel.image_window": 5}),
+    "text_window": ({"text.block.kernel": WINDOW}, {"text.block.kernel.text_window": 3}),
+    "text.cache int8": ({}, {"text.cache": "int8"}),
+    "norm post": ({}, {"text.block.norm": "post"}),
+    "norm sandwich": ({}, {"text.block.norm": "sandwich"}),
+    "norm_kind": ({}, {"text.block.norm_kind": "rmsnorm"}),
+    "norm_eps": ({}, {"text.block.norm_eps": 0.1}),
+    "activation relu": ({}, {"text.block.activation": "relu"}),
+    "activation silu": ({}, {"text.block.activation": "silu"}),
+    "gated": ({}, {"text.block.gated": True}),
+    "num_kv_heads": ({}, {"text.block.num_kv_heads": 1}),
+    "qk_norm": ({}, {"text.block.qk_norm": True}),
+    "qk_norm of cross-attention": (CROSS | {"text.block.rope": "1d"}, {"text.block.qk_norm": True}),
+    "layer_scale": ({}, {"text.block.layer_scale": 0.1}),
+    "qkv_bias": ({}, {"text.block.qkv_bias": False}),
+    "out_bias": ({}, {"text.block.out_bias": False}),
+    "mlp_bias": ({}, {"text.block.mlp_bias": False}),
+    "head own": ({}, {"text.head": "own"}),
+    "head_bias": ({}, {"text.head_bias": True}),
+    "experts mlp": ({}, {"text.block.experts": "mlp"}),
+    "experts attention+mlp": ({"text.block.experts": "mlp"}, {"text.block.experts": "attention+mlp"}),
+}
+
+
+def config_of(tools: ModuleType, *changes: dict[str, Any]) -> ModelConfig:
+    settings: dict[str, Any] = {"text.vocab_size": tools.VOCABULARY}
+    for change in changes:
+        settings |= change
+    return preset("tiny", settings)
+
+
+def model_of(tools: ModuleType, config: ModelConfig) -> Any:
+    """A weight of one name has one value, whatever else the model has."""
+    model = tools.build_model(config)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        tensor.data.copy_(tools._strong(name, torch.randn(tensor.shape, generator=generator)))
+    return tools.called(model)
+
+
+def cached_logits(model: Any, tools: ModuleType) -> Tensor:
+    """Read with a cache, so that switches of the cache show, too."""
+    ids, image = tools.random_ids(2, LENGTH), model.see(tools.random_pixels(model.config, 2))
+    _, cache = model.prefill(ids[:, : LENGTH - 2], image, capacity=LENGTH)
+    logits: Tensor = model.step(ids[:, LENGTH - 2 :], cache)
+    return logits
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_changes_what_the_model_computes(name: str, tools: ModuleType) -> None:
+    base, switch = SWITCHES[name]
+    logits = [cached_logits(model_of(tools, config_of(tools, *s)), tools) for s in ((base,), (base, switch))]
+    assert (logits[0] - logits[1]).abs().amax(dim=-1).min() >= MOVED
+
+
+def copy_weights(source: MultimodalTransformer, target: MultimodalTransformer, rename: dict[str, str]) -> None:
+    """Give each weight of `target` that of `source`, under its name or with parts of the name replaced."""
+    given = dict(source.state_dict())
+    state = {}
+    for name, tensor in target.state_dict().items():
+        origin = name
+        for ours, theirs in rename.items():
+            origin = origin.replace(ours, theirs)
+        state[name] = given.get(origin, tensor)
+    target.load_state_dict(state)
+
+
+def same(one: Any, other: Any, tools: ModuleType) -> None:
+    ids, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(one.config, 2)
+    assert (one(ids, pixels) - other(ids, pixels)).abs().max() <= NOISE
+    assert (cached_logits(one, tools) - cached_logits(other, tools)).abs().max() <= NOISE
+
+
+@pytest.mark.parametrize("experts", ["mlp", "attention+mlp"])
+@pytest.mark.parametrize("order", ["image_first", "text_first"])
+def test_experts_that_are_copies_are_the_dense_block(experts: str, order: str, tools: ModuleType) -> None:
+    dense = model_of(tools, config_of(tools, {"fusion.order": order}))
+    routed = model_of(tools, config_of(tools, {"fusion.order": order, "text.block.experts": experts}))
+    copy_weights(dense, routed, {".image.": ".", ".text.": "."})
+    same(dense, routed, tools)
+    names = [name for name in routed.state_dict() if ".image." in name]
+    assert any(".mlp.inner.image." in name for name in names)
+    assert any(".qkv.image." in name for name in names) == (experts == "attention+mlp")
+    # Each modality reads its own: what belongs to the image moves through the image alone.
+    with torch.no_grad():
+        routed.get_parameter("blocks.1.mlp.inner.text.down.bias").add_(torch.randn(32))
+    ids, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(dense.config, 2)
+    assert (dense(ids, pixels) - routed(ids, pixels)).abs().max() >= MOVED
+
+
+@pytest.mark.parametrize("gate", ["tanh", "dynamic"])
+@pytest.mark.parametrize("kind", ["concat", "splice"])
+def test_gates_in_one_sequence_start_as_the_model_without_them(kind: str, gate: str, tools: ModuleType) -> None:
+    plain = model_of(tools, config_of(tools, {"fusion.kind": kind}))
+    gated = model_of(tools, config_of(tools, {"fusion": {"kind": kind, "gate": gate}}))
+    close(gated)
+    same(plain, gated, tools)
+
+
+@pytest.mark.parametrize("gate", ["tanh", "dynamic"])
+@pytest.mark.parametrize("kind", ["cross", "gated_cross"])
+def test_closed_gates_of_cross_attention_leave_the_text_alone(kind: str, gate: str, tools: ModuleType) -> None:
+    gated = model_of(tools, config_of(tools, {"fusion": {"kind": kind, "gate": gate}}))
+    close(gated)
+    ids, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(gated.config, 2)
+    alone = gated.head(gated.run(gated.fused(ids, None)))
+    assert (gated(ids, pixels) - alone).abs().max() <= NOISE
+
+
+def close(model: MultimodalTransformer) -> None:
+    for module in model.modules():
+        if hasattr(module, "reset") and hasattr(module, "value"):
+            module.reset()
+
+
+def test_a_dynamic_gate_depends_on_image_text_and_token(tools: ModuleType) -> None:
+    model = model_of(tools, config_of(tools, {"fusion.gate": "dynamic"}))
+    ids, images = tools.random_ids(1, LENGTH), [model.see(tools.random_pixels(model.config, 1, s)) for s in (1, 2)]
+    other = ids.clone()
+    other[0, 2] += 1
+    gate, seen = model.fusion.gates["text"], []
+    gate.register_forward_hook(lambda module, given, _: seen.append(module.value(given[1], given[2])[0, :, 0]))
+    for text, image in ((ids, images[0]), (ids, images[1]), (other, images[0])):
+        model.fused(text, image)
+    assert ((seen[0] - seen[1]).abs() >= MOVED).all(), "another image"
+    assert (seen[0][:2] == seen[2][:2]).all(), "text that is still to come"
+    assert ((seen[0] - seen[2])[2:].abs() >= MOVED).all(), "another word before"
+
+
+def test_a_window_over_everything_is_full_attention(tools: ModuleType) -> None:
+    wide = {"kind": "sliding_window", "image_window": 7, "text_window": LENGTH}
+    same(
+        model_of(tools, config_of(tools, {})),
+        model_of(tools, config_of(tools, {"text.block.kernel": wide, "vision.block.kernel": wide})),
+        tools,
+    )
+
+
+def test_shared_keys_are_the_dense_ones_where_those_are_equal(tools: ModuleType) -> None:
+    dense, shared = (model_of(tools, config_of(tools, {"text.block.num_kv_heads": heads})) for heads in (2, 1))
+    state = shared.state_dict()
+    for name, tensor in dense.state_dict().items():
+        if ".qkv." in name and name.startswith("blocks."):
+            q, k, v = state[name].split([32, 16, 16])
+            tensor.copy_(torch.cat([q, k, k, v, v]))
+        else:
+            tensor.copy_(state[name])
+    same(dense, shared, tools)
+
+
+def test_a_convolution_of_patches_is_the_linear_map(tools: ModuleType) -> None:
+    linear, conv = (model_of(tools, config_of(tools, {"vision.embedding": e})) for e in ("linear", "convolution"))
+    conv.vision.embedding.weight.data.copy_(linear.vision.embedding.weight.unflatten(1, (3, 8, 8)))
+    same(linear, conv, tools)
+
+
+def test_a_spliced_image_is_a_concatenated_one_but_for_positions(tools: ModuleType) -> None:
+    concat, splice = (
+        model_of(tools, config_of(tools, {"fusion": fusion, "text.positions": "none", "text.block.rope": "multimodal"}))
+        for fusion in ({"kind": "concat", "visibility": "prefix"}, {"kind": "splice", "visibility": "prefix"})
+    )
+    same(concat, splice, tools)
+
+
+def test_an_int8_cache_is_close_and_a_quarter_as_large(tools: ModuleType) -> None:
+    """A number is off by 1/254 of its head's largest at most, wild weights' logits by a tenth of their spread."""
+    full, int8 = (model_of(tools, config_of(tools, CROSS, {"text.cache": kind})) for kind in ("full", "int8"))
+    one, other = cached_logits(full, tools), cached_logits(int8, tools)
+    assert 0 < (one - other).abs().max() <= 0.1 * one.std()
+    k_BHLE = torch.randn(2, 3, 5, 64)
+    slots, small = Slots(k_BHLE, 5), Int8Slots(k_BHLE, 5)
+    small.write(k_BHLE, 0)
+    bound_BHL1 = k_BHLE.abs().amax(dim=-1, keepdim=True) / 254
+    assert ((small.read(5) - k_BHLE).abs() <= 1.01 * bound_BHL1).all()
+    full_bytes, small_bytes = (sum(part.nbytes for part in s.parts) for s in (slots, small))
+    assert small_bytes == full_bytes * (64 + 4) // (64 * 4)
+    small.write(torch.zeros_like(k_BHLE), 0)
+    assert (small.read(5) == 0).all()
+
+
+def test_placeholders_that_do_not_fit_the_image_are_named(tools: ModuleType) -> None:
+    from mmt_cli.errors import UsageError
+
+    model = tools.build_model(config_of(tools, {"fusion": {"kind": "splice"}}))
+    image, hole = model.see(tools.random_pixels(model.config, 2)), model.config.placeholder_id
+    count = model.config.num_image_tokens
+    for row in ([3, *[hole] * (count - 1), 4, 5], [3, *[hole] * (count - 1), 4, hole]):
+        good = [3, *[hole] * count, 4]
+        with pytest.raises(UsageError, match=rf"row 1: {count} image tokens, {row.count(hole)} placeholders"):
+            model.read(torch.tensor([good, row]), image)
+
+
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "linformer text": ({"text.block.kernel": {"kind": "linformer"}}, ["text.block.kernel linformer", "causal"]),
+    "even window": ({"text.block.kernel": WINDOW | {"image_window": 4}}, ["image_window 4", "3 or 5"]),
+    "2d rope for text": ({"text.block.rope": "2d"}, ["text.block.rope 2d", "multimodal"]),
+    "multimodal rope for the image": ({"vision.block.rope": "multimodal"}, ["vision.block.rope multimodal", "2d"]),
+    "odd heads for rope": ({"text.block.rope": "multimodal", "text.block.num_heads": 8}, ["multimodal", "width 4"]),
+    "multimodal rope beside the image": (
+        {"fusion.kind": "cross", "text.block.rope": "multimodal"},
+        ["fusion.kind cross", "text.block.rope multimodal"],
+    ),
+    "experts beside the image": (
+        {"fusion.kind": "gated_cross", "text.block.experts": "mlp"},
+        ["fusion.kind gated_cross", "text.block.experts mlp"],
+    ),
+    "experts over the image": ({"vision.block.experts": "mlp"}, ["vision.block.experts mlp", "one modality"]),
+    "uneven kv heads": ({"text.block.num_heads": 4, "text.block.num_kv_heads": 3}, ["num_kv_heads 3", "num_heads 4"]),
+    "too much merging": ({"vision.merged_tokens": 9}, ["merged_tokens 9", "16 patches"]),
+    "merging and a window": (
+        {"vision.merged_tokens": 2, "vision.block.kernel": WINDOW},
+        ["vision.merged_tokens 2", "sliding_window"],
+    ),
+    "merging and a joint window": (
+        {"vision.merged_tokens": 2, "text.block.kernel": WINDOW},
+        ["vision.merged_tokens", "text.block.kernel sliding_window"],
+    ),
+    "merging and pixel shuffle": (
+        {"vision.merged_tokens": 2, **CONNECTOR, "connector.reduction": "pixel_shuffle"},
+        ["vision.merged_tokens", "connector.reduction pixel_shuffle"],
+    ),
+    "cells left over": (
+        {**CONNECTOR, "connector.reduction": "pixel_shuffle", "connector.reduction_factor": 3},
+        ["reduction_factor 3", "4 x 4"],
+    ),
+    "class token and pixel shuffle": (
+        {**CONNECTOR, "vision.class_token": True, "connector.reduction": "average"},
+        ["vision.class_token true", "connector.reduction average"],
+    ),
+    "int8 cache of sums": (
+        {"text.block.kernel": {"kind": "performer"}, "text.cache": "int8"},
+        ["performer", "text.cache int8"],
+    ),
+    "int8 cache of nothing": (
+        {"fusion.visibility": "bidirectional", "vision.class_token": True, "text.cache": "int8"},
+        ["bidirectional", "text.cache int8"],
+    ),
+    "splice without room": ({"fusion.kind": "splice", "text.max_length": 17}, ["text.max_length 17", "16 image"]),
+    "splice beyond the vocabulary": (
+        {"fusion": {"kind": "splice", "placeholder_id": 300}},
+        ["fusion.placeholder_id 300", "text.vocab_size 97"],
+    ),
+    "performer and rows that differ": (
+        {"fusion": {"kind": "splice", "visibility": "prefix"}, "text.block.kernel": {"kind": "performer"}},
+        ["text.block.kernel performer", "fusion.visibility prefix"],
+    ),
+    "sines of an odd width": (
+        {"vision.positions": "sincos_2d", "vision.block.width": 30, "text.block.width": 30},
+        ["vision 30", "sincos_2d"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_switches_that_exclude_each_other_are_named(name: str, tools: ModuleType) -> None:
+    settings, named = IMPOSSIBLE[name]
+    with pytest.raises(ConfigError) as caught:
+        config_of(tools, settings)
+    assert [part for part in named if part not in str(caught.value)] == []
