@@ -53,7 +53,7 @@ class LayerTimes:
 
     Attributes:
         name: module, or what the phase does there; UNATTRIBUTED is the rest of the phase.
-        phase: the phase it is a part of; the parts of `caption` are the other phases.
+        phase: the phase it is a part of; the parts of `caption` or `train` are the other phases.
         batch_size: images at a time.
         calls: how often it is called in one run of the phase.
         median_ms: its part of the phase's median, all its calls together, so that these add up to that median.
@@ -97,7 +97,7 @@ def layer_rows(
         phase: name of the phase.
         batch_size: images at a time.
         times: milliseconds, a sample for each run of the phase.
-        work: the same runs in one caption, counted; empty to do without.
+        work: the same runs in one caption or training step, counted; empty to do without.
     """
     if not times[0].layers:
         return []
@@ -150,20 +150,26 @@ class Summary:
 
     Attributes:
         batch_size: images at a time.
-        images_per_s: whole captions, from file to tokens.
-        tokens_per_s: new tokens in decode steps, all rows together; None where there was no step.
-        ttft_ms: time to the first token, from the file on.
+        images_per_s: whole captions, from file to tokens, or images of whole training steps.
+        tokens_per_s: new tokens in decode steps, all rows together, None where there was no step; in training the
+            tokens that are learned, which have a target.
+        ttft_ms: time to the first token, from the file on; None in training.
         peak_memory_bytes: on a GPU what was allocated at most, else the process's largest size up to then.
+        flops: floating-point operations of the captions, or of the training step, of one batch; None where they were
+            not counted.
+        parameters: numbers that training changes.
     """
 
     batch_size: int
     images_per_s: float
     tokens_per_s: float | None
-    ttft_ms: float
+    ttft_ms: float | None
     peak_memory_bytes: int
+    flops: int | None
+    parameters: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's record; the last two need the machine's measured limits, which are not measured yet."""
+        """Return the contract's record; two figures need the machine's limits, which are not measured yet."""
         return {
             "batch_size": self.batch_size,
             "images_per_s": self.images_per_s,
@@ -172,12 +178,21 @@ class Summary:
             "peak_memory_bytes": self.peak_memory_bytes,
             "mfu": None,
             "bandwidth_utilisation": None,
+            "flops": self.flops,
+            "parameters": self.parameters,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """All that was found at one batch size: `parts` are the phases as parts of a caption, `layers` may be empty."""
+    """All that was found at one batch size.
+
+    Attributes:
+        phases: the parts of a caption or training step in their order, then the whole of it.
+        parts: the same phases as parts of that whole, and what is left of it.
+        layers: what the phases consist of; may be empty.
+        summary: the figures people compare.
+    """
 
     phases: tuple[PhaseTimes, ...]
     parts: tuple[LayerTimes, ...]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmt_cli.benchmark.results import BatchResult, LayerTimes, PhaseTimes, Report
 
 Format = Literal["table", "json"]
+Phase = Literal["caption", "train"]
 
 _SIZES = (r"[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*", "whole numbers from 1, joined by commas")
 _WORK = {"section": "Work"}
@@ -30,6 +31,9 @@ Model = Annotated[
         "--model", "-m", metavar="MODEL", section=options.MODEL, help="The same as an option.  [default: mini]"
     ),
 ]
+PhaseName = Annotated[
+    Phase, options.choice("--phase", choices=("caption", "train"), help="A caption, or a training step.", **_WORK)
+]
 ImageFile = Annotated[
     str | None, options.text("--image", metavar="FILE", help="Image to caption.  [default: a made-up JPEG]", **_WORK)
 ]
@@ -37,11 +41,13 @@ BatchSizes = Annotated[
     str, options.text("--batch-size", "-b", metavar="N,N", matching=_SIZES, help="Images at a time.", **_WORK)
 ]
 PromptTokens = Annotated[int, options.whole("--prompt-tokens", minimum=1, help="Length of the random prompt.", **_WORK)]
-GenTokens = Annotated[int, options.whole("--gen-tokens", minimum=1, help="New tokens of each caption.", **_WORK)]
-Repetitions = Annotated[
-    int, options.whole("--repetitions", "-r", minimum=1, section=options.RUN, help="Captions that are timed.")
+GenTokens = Annotated[
+    int, options.whole("--gen-tokens", minimum=1, help="New tokens; train reads prompt + new tokens.", **_WORK)
 ]
-Warmup = Annotated[int, options.whole("--warmup", minimum=0, section=options.RUN, help="Captions before these.")]
+Repetitions = Annotated[
+    int, options.whole("--repetitions", "-r", minimum=1, section=options.RUN, help="Captions or steps that are timed.")
+]
+Warmup = Annotated[int, options.whole("--warmup", minimum=0, section=options.RUN, help="Those before these.")]
 Layers = Annotated[bool, options.flag("--layers/--no-layers", section=options.RUN, help="Time layers, by hooks.")]
 OutputFormat = Annotated[
     Format, options.choice("--format", "-f", choices=("table", "json"), help="For people or for programs.")
@@ -51,6 +57,8 @@ OutputFormat = Annotated[
 def bench(
     reference: Positional = None,
     model: Model = None,
+    set_: options.Settings = None,
+    phase: PhaseName = "caption",
     image: ImageFile = None,
     batch_size: BatchSizes = "1",
     prompt_tokens: PromptTokens = 2,
@@ -66,17 +74,20 @@ def bench(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Time a model, phase by phase and layer by layer."""
+    """Time a model, phase by phase and layer by layer: captions, or steps of training."""
     if reference and model:
         raise UsageError(f"two models (MODEL {reference!r} and --model {model!r}); name one")
 
-    from mmt_cli.benchmark.run import BenchOptions, run_benchmark
+    from mmt_cli.benchmark.options import BenchOptions
+    from mmt_cli.benchmark.run import run_benchmark
     from mmt_cli.device import keep_freed_memory, set_threads
 
     keep_freed_memory()
     set_threads(threads)
     wanted = BenchOptions(
         model=reference or model or "mini",
+        settings=options.parse_settings(set_ or []),
+        phase=phase,
         image=Path(image) if image else None,
         batch_sizes=tuple(int(size) for size in batch_size.split(",")),
         prompt_tokens=prompt_tokens,
@@ -96,36 +107,57 @@ def bench(
 
 
 def _show(report: "Report") -> None:
-    machine = report.machine
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    where = machine["gpu"] or f"{machine['processor']}, {threads}"
-    title = f"{report.settings['model']} on {machine['device']} ({where}), {machine['dtype']}, torch {machine['torch']}"
-    parts: list[Table | Text] = [tables.cell(title, style="bold")]
+    parts: list[Table | Text] = [tables.cell(_title(report), style="bold")]
+    changed = [f"{key}={json.dumps(value)}" for key, value in report.settings["set"].items()]
+    parts += [tables.cell(f"set {', '.join(changed)}")] if changed else []
     for batch in report.batches:
-        summary = batch.summary
-        figures = [
-            f"{tables.figure(summary.images_per_s)} images/s",
-            *([f"{tables.figure(summary.tokens_per_s)} tokens/s"] if summary.tokens_per_s else []),
-            f"first token {tables.figure(summary.ttft_ms)} ms",
-            f"peak {tables.quantity(summary.peak_memory_bytes, 'B')}",
-        ]
-        parts += [tables.cell(f"batch {summary.batch_size}: {', '.join(figures)}"), _phase_table(batch)]
+        parts += [tables.cell(_figures(batch)), _phase_table(batch)]
         parts += [_layer_table(batch)] if batch.layers else []
     tables.show(*parts)
 
 
+def _title(report: "Report") -> str:
+    """Return what was run: phase, model and machine."""
+    machine, settings = report.machine, report.settings
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    where = machine["gpu"] or f"{machine['processor']}, {threads}"
+    parameters = report.batches[0].summary.parameters
+    return (
+        f"{settings['phase']} {settings['model']}, {parameters:,} parameters, "
+        f"on {machine['device']} ({where}), {machine['dtype']}, torch {machine['torch']}"
+    )
+
+
+def _figures(batch: "BatchResult") -> str:
+    summary = batch.summary
+    figures = [
+        f"{tables.figure(summary.images_per_s)} images/s",
+        *([f"{tables.figure(summary.tokens_per_s)} tokens/s"] if summary.tokens_per_s else []),
+        *([f"first token {tables.figure(summary.ttft_ms)} ms"] if summary.ttft_ms else []),
+        f"peak {tables.quantity(summary.peak_memory_bytes, 'B')}",
+    ]
+    return f"batch {summary.batch_size}: {', '.join(figures)}"
+
+
 def _phase_table(batch: "BatchResult") -> "Table":
-    """Return the phases as parts of a caption: calls a caption; times a call; the share of the caption's time."""
-    table = tables.new_table("phase", "calls", "median ms", "p95 ms", "min ms", "share")
-    phases = {phase.name: phase for phase in batch.phases}
-    whole = phases.pop("caption")
+    """Return the phases as parts of the whole: calls a run; times a call; the share of a run's time; its FLOPs."""
+    *phases, whole = batch.phases
+    by_name = {phase.name: phase for phase in phases}
+    work = ["FLOPs"] if batch.layers else []
+    table = tables.new_table("phase", "calls", "median ms", "p95 ms", "min ms", "share", *work)
     for part in batch.parts:
-        times = phases.get(part.name)
+        times = by_name.get(part.name)
         cells = _times(times) if times else (tables.figure(part.median_ms), tables.figure(part.p95_ms), "")
-        table.add_row(part.name, str(part.calls), *cells, tables.share(part.share, 1))
+        table.add_row(part.name, str(part.calls), *cells, tables.share(part.share, 1), *_flops(part.flops))
     table.add_section()
-    table.add_row("caption", "1", *_times(whole), tables.share(1, 1), style="bold")
+    total = _flops(batch.summary.flops)
+    table.add_row(whole.name, "1", *_times(whole), tables.share(1, 1), *total, style="bold")
     return table
+
+
+def _flops(count: int | None) -> list[str]:
+    """Return the cell, or none where nothing was counted."""
+    return [] if count is None else [tables.quantity(count)]
 
 
 def _times(phase: "PhaseTimes") -> tuple[str, str, str]:

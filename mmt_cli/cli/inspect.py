@@ -27,6 +27,7 @@ Depth = Annotated[int, options.whole("--depth", minimum=1, help="Names deep that
 
 def inspect(
     model: Reference = "mini",
+    set_: options.Settings = None,
     output_format: OutputFormat = "table",
     depth: Depth = 2,
     quiet: options.Quiet = False,
@@ -35,7 +36,7 @@ def inspect(
     """Show what a model is made of: modules, parameters, bytes."""
     from mmt_cli.inspection.summary import summarise
 
-    summary = summarise(model)
+    summary = summarise(model, options.parse_settings(set_ or []))
     if output_format == "json":
         console.emit(json.dumps(summary.to_json(depth)) + "\n")
         return

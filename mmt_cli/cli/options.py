@@ -5,6 +5,7 @@ before anything heavy is imported.
 """
 # ruff: noqa: A002 — `help` is what typer calls it
 
+import json
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -94,12 +95,34 @@ def flag(*names: str, help: str, section: str | None = None) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=section)
 
 
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """Read `key=value`, the value as JSON where it is some, else as text.
+
+    Raises:
+        UsageError: there is no key or no equals sign.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(f"bad setting (--set {pair!r}, expected KEY=VALUE); write it like --set num_layers=2")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
+
+
 _DEVICE = (r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Model = Annotated[str, text("--model", "-m", metavar="MODEL", section=MODEL, help="Name, folder or weights file.")]
 Tokenizer = Annotated[
     str | None, text("--tokenizer", metavar="PATH", section=MODEL, help="Its tokenizer, where MODEL has none.")
+]
+Settings = Annotated[
+    list[str] | None,
+    text("--set", metavar="KEY=VALUE", section=MODEL, help="Change the preset; may come again."),
 ]
 Device = Annotated[
     str, text("--device", metavar="NAME", matching=_DEVICE, section=MODEL, help="cpu, cuda, cuda:N or mps.")

@@ -46,10 +46,14 @@ def show(*parts: "Table | Text") -> None:
 
     colour = console.use_colour(sys.stdout)
     out = Console(file=sys.stdout, force_terminal=colour, no_color=not colour, highlight=False, markup=False)
-    for index, part in enumerate(parts):
-        if index:
-            out.print()
-        out.print(part)
+    with out.capture() as drawn:
+        for index, part in enumerate(parts):
+            if index:
+                out.print()
+            out.print(part)
+    # Rich itself would answer a closed pipe by an exit of its own.
+    sys.stdout.write(drawn.get())
+    console.flush()
 
 
 def quantity(number: float, unit: str = "") -> str:

@@ -1,15 +1,13 @@
 """`mmt train`: parse, call, print."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from mmt_cli.cli import console
-from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads, choice, flag, real, text, whole
+from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads, choice, flag, parse_settings, real, text, whole
 from mmt_cli.cli.train_progress import TrainProgress
-from mmt_cli.errors import UsageError
 from mmt_cli.training.options import TrainOptions
 
 DATA, START, RECIPE, RUN = "Data and output", "Start from", "Recipe", "Run"
@@ -19,7 +17,9 @@ Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Tar shards, .js
 Out = Annotated[str, text("--out", "-o", section=DATA, metavar="DIR", help="Checkpoint folder to write.")]
 Val = Annotated[list[str] | None, text("--val", section=DATA, metavar="DATA", help="Data to score on; may come again.")]
 
-Preset = Annotated[str | None, text("--preset", section=START, metavar="NAME", help="mini, tiny or seed.")]
+Preset = Annotated[
+    str | None, text("--preset", section=START, metavar="NAME", help="Shape of a new model, such as mini.")
+]
 Config = Annotated[str | None, text("--config", section=START, metavar="FILE", help="Model configuration in TOML.")]
 Init = Annotated[str | None, text("--init", section=START, metavar="MODEL", help="Trained model to go on from.")]
 VisionInit = Annotated[
@@ -107,7 +107,7 @@ def train(
         preset=preset,
         config=_path(config),
         init=init,
-        settings=_settings(set_ or []),
+        settings=parse_settings(set_ or []),
         vision_init=_path(vision_init),
         tokenizer=tokenizer,
         epochs=epochs,
@@ -145,17 +145,3 @@ def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
 
 def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """Read `key=value`, the value as JSON where it is some, else as text."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UsageError(f"bad setting (--set {pair!r}, expected KEY=VALUE); write it like --set num_layers=2")
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
-    return settings

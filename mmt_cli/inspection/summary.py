@@ -3,8 +3,9 @@
 A file is read by its header alone; only a preset, which has no file, is built (without memory), and needs torch.
 """
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,9 +18,14 @@ from mmt_cli.model.presets import referenced_preset
 Modality = Literal["vision", "connector", "text", "cross"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
-_DATA_FLOW = ("vision", "connector", "text", "blocks", "head")
-_CROSS = "cross_attention"
-_BUFFERS = ("running_mean", "running_var")
+_DATA_FLOW = ("vision", "connector", "text", "fusion", "blocks", "head", "contrastive")
+# What the tensors of a top-level module work on; those of the others, above all of the blocks, on the text.
+_MODALITY_OF: dict[str, Modality] = {"vision": "vision", "connector": "connector", "fusion": "connector"}
+# Parts that work on something else than the module they stand in; the experts' names mean that only in some modules.
+_CROSS: dict[str, Modality] = {"cross_attention": "cross", "cross_mlp": "cross"}
+_EXPERTS: dict[str, Modality] = {"image": "vision"}
+_WITH_EXPERTS = ("blocks", "contrastive")
+_BUFFERS = ("running_mean", "running_var", "projection")  # the last are the directions of a Performer, drawn once
 # A tensor of one of these names belongs to the module before it; any other is a row of its own, such as `positions`.
 _MEMBERS = ("weight", "bias", *_BUFFERS)
 
@@ -40,11 +46,12 @@ class Entry:
     def place(self, depth: int) -> tuple[tuple[str, ...], str]:
         """Return the module that stands for this tensor at `depth`, and what of it, where that is only a part."""
         module = self.path[:-1] if self.path[-1] in _MEMBERS and len(self.path) > 1 else self.path
-        if self.modality != "cross" or _CROSS in module[:depth]:
+        apart = None if self.modality is None else _apart(self.path)
+        if apart is None or apart in module[:depth]:
             return module[:depth], ""
-        # Cross-attention stands by itself at every depth, or modules would be of two modalities.
-        hidden = module.index(_CROSS) - depth
-        return module[:depth], ".*" * hidden + f".{_CROSS}"
+        # Such a part stands by itself at every depth, or modules would be of two modalities.
+        between = ".*" if module.index(apart) > depth else ""
+        return module[:depth], f"{between}.{apart}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,7 @@ class Part:
     """Totals over some tensors.
 
     Attributes:
-        name: dotted name of the module; `*` stands for every number at its place.
+        name: dotted name of the module; `*` stands for all names there may be at its place.
         modality: None where the tensors' names are not ours, or of several modalities.
         parameters: elements that training changes.
         dtype: as safetensors spells it; several are joined, the one with most bytes first.
@@ -156,21 +163,23 @@ class Summary:
         }
 
 
-def summarise(reference: str) -> Summary:
+def summarise(reference: str, settings: Mapping[str, Any] | None = None) -> Summary:
     """Look into a model without reading any weight.
 
     Args:
         reference: a bundled name, a folder, a `.safetensors` file (one without a `config.json` beside it is shown by
             the names it holds, of no known modality), or `preset:NAME`.
+        settings: what to change in the preset, as `preset` takes it; shown as its metadata.
 
     Raises:
         ModelError: nothing is there, or config or header are broken or belong to no known family.
-        UsageError: no such preset.
+        UsageError: no such preset, or settings that cannot be changed so.
     """
-    config = referenced_preset(reference)
+    config = referenced_preset(reference, settings)
     if config is not None:
         tensors = {info.name: info for info in _preset_tensors(config)}
-        return Summary(model=reference, format="preset", entries=_entries(tensors), metadata={})
+        metadata = {key: json.dumps(value) for key, value in (settings or {}).items()}
+        return Summary(model=reference, format="preset", entries=_entries(tensors), metadata=metadata)
     path = Path(reference)
     is_file = path.suffix == ".safetensors" and os.path.isfile(path)  # noqa: PTH113 — Path.is_file raises for long names
     if is_file and not (path.parent / "config.json").exists():
@@ -205,12 +214,15 @@ def _split(name: str) -> tuple[str, ...]:
 
 
 def _modality(path: tuple[str, ...]) -> Modality:
-    """Return what a tensor of our own naming works on; the blocks, which write the text, count as text."""
-    if _CROSS in path:
-        return "cross"
-    if path[0] == "vision":
-        return "vision"
-    return "connector" if path[0] == "connector" else "text"
+    """Return what a tensor of our own naming works on."""
+    apart = _apart(path)
+    return _MODALITY_OF.get(path[0], "text") if apart is None else (_CROSS | _EXPERTS)[apart]
+
+
+def _apart(path: tuple[str, ...]) -> str | None:
+    """Return the first name in the path that is of another modality than the module it stands in."""
+    names = {*_CROSS, *_EXPERTS} if path[0] in _WITH_EXPERTS else {*_CROSS}
+    return next((name for name in path if name in names), None)
 
 
 def _part(name: str, members: Iterable[Entry]) -> Part:

@@ -5,9 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmt_cli.benchmark import run as module
+from mmt_cli.benchmark import caption, run
+from mmt_cli.benchmark.caption import CaptionWorkload
+from mmt_cli.benchmark.options import BenchOptions
 from mmt_cli.benchmark.results import UNATTRIBUTED
-from mmt_cli.benchmark.run import BenchOptions, Workload, load, run_benchmark
+from mmt_cli.benchmark.run import load, run_benchmark
+from mmt_cli.benchmark.train import TrainWorkload
 from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ImageError, ModelError, UsageError
@@ -31,9 +34,10 @@ def test_report_has_the_contracts_keys(report):
     phase = {"name", "batch_size", "median_ms", "p95_ms", "min_ms", "samples_ms"}
     layer = {"name", "phase", "batch_size", "calls", "median_ms", "p95_ms", "share", "flops", "bytes"}
     summary = {"images_per_s", "tokens_per_s", "ttft_ms", "peak_memory_bytes", "mfu", "bandwidth_utilisation"}
+    summary |= {"batch_size", "flops", "parameters"}
     assert {frozenset(row) for row in report["phases"]} == {frozenset(phase)}
     assert {frozenset(row) for row in report["layers"]} == {frozenset(layer)}
-    assert set(report["summary"]) == summary | {"batch_size"}
+    assert set(report["summary"]) == summary
     assert json.loads(json.dumps(report)) == report
 
 
@@ -98,6 +102,21 @@ def test_summary_follows_from_the_phases(report):
     assert summary["bandwidth_utilisation"] is None
 
 
+def test_flops_of_the_summary_are_those_of_all_phases_and_layers(report):
+    for summary in report["summaries"]:
+        parts = of(report, "caption", summary["batch_size"])
+        assert summary["flops"] == sum(row["flops"] for row in parts) > 0
+        for part in parts:
+            layers = of(report, part["name"], summary["batch_size"])
+            # Each later step of decoding attends to one token more: the layers are of the middle one.
+            assert sum(row["flops"] for row in layers) * part["calls"] == part["flops"]
+    assert report["summaries"][0]["flops"] == 3 * report["summaries"][1]["flops"]
+
+
+def test_parameters_are_counted_once_though_the_head_is_tied(report):
+    assert report["summary"]["parameters"] == 43_584  # as `mmt inspect preset:tiny` has it
+
+
 def test_machine_and_settings_say_what_was_run(report):
     assert (
         report["machine"]
@@ -114,6 +133,8 @@ def test_machine_and_settings_say_what_was_run(report):
     assert report["machine"]["cores"] >= 1
     assert report["settings"] == {
         "model": "preset:tiny",
+        "set": {},
+        "phase": "caption",
         "image": "synthetic 640 x 480",
         "batch_sizes": [3, 1],
         "prompt_tokens": 2,
@@ -129,21 +150,23 @@ def test_machine_and_settings_say_what_was_run(report):
 def captions(monkeypatch):
     """Count the captions written, with and without hooks."""
     counts = Counter()
-    caption = Workload.caption
+    run_once = CaptionWorkload.run
 
     def counted(self, watch):
-        hooked = any(part._forward_hooks for part in self.captioner.model.modules())
+        hooked = any(part._forward_hooks for part in self.model.modules())
         counts["hooked" if hooked else "bare"] += 1
-        counts["model"] = self.captioner.model
-        caption(self, watch)
+        counts["inference"] += torch.is_inference_mode_enabled()
+        counts["model"] = self.model
+        run_once(self, watch)
 
-    monkeypatch.setattr(Workload, "caption", counted)
+    monkeypatch.setattr(CaptionWorkload, "run", counted)
     return counts
 
 
 def test_warm_up_is_run_but_not_sampled(captions):
     found = run_benchmark(BenchOptions(**QUICK | {"warmup": 3, "repetitions": 1})).to_json()
     assert (captions["bare"], captions["hooked"]) == (3, 2)  # one is timed, one counted
+    assert captions["inference"] == 4  # all but the counted one
     assert len(found["phases"][-1]["samples_ms"]) == 1
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in captions["model"].modules())
 
@@ -152,6 +175,7 @@ def test_without_layers_nothing_is_hooked_or_counted(captions):
     found = run_benchmark(BenchOptions(**QUICK, layers=False))
     assert (captions["bare"], captions["hooked"]) == (2, 0)
     assert found.to_json()["layers"] == []
+    assert found.to_json()["summary"]["flops"] is None
     assert [part.name for part in found.batches[0].parts] == [*PHASES[:-1], UNATTRIBUTED]
 
 
@@ -187,9 +211,10 @@ def test_image_file_is_what_is_read(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     Image.new("RGB", (50, 40), "red").save(path)
     read = []
-    monkeypatch.setattr(module, "read_image", lambda source, **_: read.append(source) or Image.new("RGB", (9, 9)))
+    for module in (run, caption):
+        monkeypatch.setattr(module, "read_image", lambda source, **_: read.append(source) or Image.new("RGB", (9, 9)))
     found = run_benchmark(BenchOptions(**QUICK, image=path)).to_json()
-    assert set(read) == {path}
+    assert read == [path] * 4  # before the model is loaded, twice timed, once counted
     assert found["settings"]["image"] == str(path)
 
 
@@ -205,13 +230,17 @@ def test_dtype_and_seed_reach_the_model():
     assert run_benchmark(BenchOptions(**QUICK, dtype="bfloat16")).machine["dtype"] == "bfloat16"
 
 
-def test_prompts_are_random_but_repeatable():
-    captioner = load(BenchOptions(**QUICK))
-    options = {seed: BenchOptions(**QUICK, prompt_tokens=6, seed=seed) for seed in (0, 1)}
-    first, same, other = (Workload(captioner, b"", options[seed], 2).prompts for seed in (0, 0, 1))
-    assert first == same != other
-    assert [len(prompt) for prompt in first] == [6, 6]
-    assert first[0] != first[1]
+def test_settings_change_the_preset_and_stand_in_the_report():
+    wanted = {"text.num_layers": 1, "text.head": "own"}
+    found = run_benchmark(BenchOptions(**QUICK, settings=wanted)).to_json()
+    assert [row["name"] for row in of(found, "prefill", 1)] == ["text", "blocks.0", "head", UNATTRIBUTED]
+    assert found["settings"]["set"] == wanted
+
+
+@pytest.mark.parametrize("reference", ["mini", "nowhere"])
+def test_settings_without_a_preset_are_refused_and_both_are_named(reference):
+    with pytest.raises(UsageError, match=rf"--set text\.num_layers, model '{reference}'"):
+        load(BenchOptions(model=reference, settings={"text.num_layers": 1}))
 
 
 def test_text_longer_than_the_context_is_refused():
@@ -224,20 +253,31 @@ def test_text_longer_than_the_context_is_refused():
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_batch_too_large_for_the_memory_is_named(monkeypatch, error):
-    def caption(self, watch):
+@pytest.mark.parametrize("phase", ["caption", "train"])
+def test_batch_too_large_for_the_memory_is_named(monkeypatch, phase, error):
+    def fail(self, watch):
         raise error
 
-    monkeypatch.setattr(Workload, "caption", caption)
-    with pytest.raises(UsageError, match="batch size 7"):
-        run_benchmark(BenchOptions(**QUICK, batch_sizes=(7,)))
+    workload = {"caption": CaptionWorkload, "train": TrainWorkload}[phase]
+    monkeypatch.setattr(workload, "run", fail)
+    with pytest.raises(UsageError, match="batch size 7, cpu"):
+        run_benchmark(BenchOptions(**QUICK, phase=phase, batch_sizes=(7,)))
+
+
+def test_batch_too_large_to_be_built_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(TrainWorkload, "__init__", fail)
+    with pytest.raises(UsageError, match="batch size 7, cpu"):
+        run_benchmark(BenchOptions(**QUICK, phase="train", batch_sizes=(7,)))
 
 
 def test_other_errors_are_bugs(monkeypatch):
-    def caption(self, watch):
+    def fail(self, watch):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Workload, "caption", caption)
+    monkeypatch.setattr(CaptionWorkload, "run", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         run_benchmark(BenchOptions(**QUICK))
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,11 +82,112 @@ def test_step_with_a_cache_reads_no_weights_of_the_image_again(tools):
     assert prefill.nbytes - step.nbytes == nbytes(model.blocks[0]["cross_attention"].inner.kv)
 
 
-def test_counting_leaves_attention_as_it_was():
-    before = torch.backends.cuda.flash_sdp_enabled()
-    with WorkCounter(torch.nn.Linear(1, 1)):
-        assert torch.backends.cuda.flash_sdp_enabled() != before
-    assert torch.backends.cuda.flash_sdp_enabled() == before
+def flops_of(work):
+    with WorkCounter(torch.nn.Linear(1, 1)) as counter:
+        work()
+    return counter.mark().flops
+
+
+ATTENTION = {
+    "plain": {},
+    "bool mask": {"attn_mask": torch.ones(5, 7, dtype=torch.bool)},
+    "float mask": {"attn_mask": torch.zeros(5, 7)},
+    "causal": {"is_causal": True},
+    "few key heads": {"enable_gqa": True},
+}
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention_counts_the_same_by_any_kernel_forward_and_backward(kind, backend):
+    options = ATTENTION[kind]
+    q_BHQE = torch.randn(2, 4, 5, 8, requires_grad=True)
+    k_BHKE, v_BHKE = (torch.randn(2, 2 if "enable_gqa" in options else 4, 7, 8, requires_grad=True) for _ in "kv")
+    outputs = []
+
+    def forward():
+        with sdpa_kernel(backend):
+            outputs.append(functional.scaled_dot_product_attention(q_BHQE, k_BHKE, v_BHKE, **options))
+
+    product = 2 * 2 * 4 * 5 * 7 * 8
+    assert flops_of(forward) == 2 * product
+    assert flops_of(lambda: outputs[0].sum().backward()) == 4 * product
+    with torch.no_grad():
+        assert flops_of(forward) == 2 * product
+
+
+def test_fused_attention_counts_values_of_another_width():
+    q_BHQE, k_BHKE, v_BHKE = (torch.empty(2, 4, *shape, device="meta") for shape in ((5, 8), (7, 8), (7, 16)))
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention  # a GPU's; here no more than shapes
+    assert flops_of(lambda: attend(q_BHQE, k_BHKE, v_BHKE, None, False)) == 2 * 2 * 4 * 5 * 7 * (8 + 16)
+
+
+A, B, X, VECTOR = torch.ones(3, 4), torch.ones(4, 5), torch.ones(2, 3, 4), torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        (lambda: A @ B, 2 * 3 * 4 * 5),
+        (lambda: X @ B, 2 * 2 * 3 * 4 * 5),
+        (lambda: A @ VECTOR, 2 * 3 * 4),
+        (lambda: X @ VECTOR, 2 * 2 * 3 * 4),
+        (lambda: torch.addmm(torch.ones(5), A, B), 2 * 3 * 4 * 5),
+        (lambda: torch.bmm(X, X.mT), 2 * 2 * 3 * 4 * 3),
+        (lambda: torch.baddbmm(torch.ones(2, 3, 3), X, X.mT), 2 * 2 * 3 * 4 * 3),
+        (lambda: torch.einsum("bij,jk->bik", X, B), 2 * 2 * 3 * 4 * 5),
+        (lambda: torch.einsum("bij,bik->bjk", X, X), 2 * 2 * 3 * 4 * 4),
+        (lambda: functional.linear(X, B.T, torch.ones(5)), 2 * 2 * 3 * 4 * 5),
+        (lambda: functional.conv2d(torch.ones(1, 4, 6, 6), torch.ones(4, 2, 3, 3), groups=2), 2 * 16 * 4 * 2 * 9),
+    ],
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_products_count_two_for_each_term(product, expected, grad):
+    with torch.set_grad_enabled(grad):
+        assert flops_of(product) == expected
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_convolution_has_as_many_flops_for_each_of_its_gradients_as_forward(kind, groups, wanted):
+    layer = kind(4, 8, 3, stride=2, groups=groups)
+    x = torch.randn(2, 4, 9, 9, requires_grad=wanted)
+    outputs = []
+    forward = flops_of(lambda: outputs.append(layer(x)))
+    assert flops_of(lambda: outputs[0].sum().backward()) == (1 + wanted) * forward > 0
+
+
+def test_backward_counts_what_torch_counts(tools):
+    model = tools.build_model(tools.small_config("tiny")).requires_grad_(True)
+    pixels, ids = tools.random_pixels(model.config, 2), tools.random_ids(2, 4)
+    with WorkCounter(model) as counter:
+        model(ids, pixels).sum().backward()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as torchs:
+        model(ids, pixels).sum().backward()
+    assert counter.mark().flops == torchs.get_total_flops() > 0
+
+
+def test_weights_repeated_along_the_batch_are_read_once():
+    layer = torch.nn.Linear(4, 5, bias=False)
+    with torch.no_grad(), WorkCounter(layer) as counter:
+        torch.bmm(X, layer.weight.T.expand(2, 4, 5))
+    assert counter.mark().nbytes == 4 * 20
+
+
+def test_optimizer_reads_its_weights():
+    layer = torch.nn.Linear(4, 5)
+    layer(A).sum().backward()
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    optimizer.step()  # the first one makes its state
+    with WorkCounter(layer) as counter:
+        optimizer.step()
+    assert (counter.mark().flops, counter.mark().nbytes) == (0, 4 * 25)
+
+
+def test_inference_mode_where_operations_come_whole_is_refused():
+    with torch.inference_mode(), WorkCounter(torch.nn.Linear(1, 1)), pytest.raises(AssertionError):
+        torch.zeros(1) + 1
 
 
 def test_nothing_is_counted_outside(tools):

@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from mmt_cli.benchmark import run
+from mmt_cli.cli.app import build
 from mmt_cli.errors import UsageError
 
+OPTIONS = (
+    "--model --set --phase --image --batch-size --prompt-tokens --gen-tokens --repetitions --warmup --layers --format "
+    "--device --dtype --threads --seed --quiet --debug"
+)
 QUICK = ("-r", "1", "--warmup", "0", "--gen-tokens", "3", "--device", "cpu")
+
+
+def test_the_options_are_these_and_no_others():
+    command = build().commands["bench"]
+    names = [next(n for n in p.opts if n.startswith("--")) for p in command.params if p.param_type_name == "option"]
+    assert names == OPTIONS.split()
 
 
 def test_tables_show_phases_and_layers(mmt):
@@ -18,16 +29,42 @@ def test_tables_show_phases_and_layers(mmt):
     assert [row[1] for row in words if row[0] == "batch"] == ["2:", "1:"]
     for name in ("preprocess", "vision", "prefill", "decode"):
         assert sum(row[0] == name for row in words) == 4  # in two tables, for two batch sizes
-    assert sum(row[0] == "caption" and row[-1] == "100.0%" for row in words) == 2
+    assert sum(row[0] == "caption" and "100.0%" in row for row in words) == 2
     assert sum(row[0] == "blocks.1" for row in words) == 4
     assert sum(row[0] == "embedding" for row in words) == 2
 
 
+def test_tables_of_training_show_its_phases_and_what_was_changed(mmt):
+    done = mmt("bench", "preset:tiny", *QUICK, "--phase", "train", "--set", "text.num_layers=1")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0].startswith("train preset:tiny, 35,040 parameters, on cpu (")
+    assert "set text.num_layers=1" in lines
+    rows = [line.split() for line in lines if line.strip()]
+    assert [row[0] for row in rows if row[0] in ("forward", "backward", "optimizer")] == [
+        *("forward", "backward", "optimizer"),
+        "forward",  # with its layers
+    ]
+    assert [row[0] for row in rows if "100.0%" in row] == ["train", "forward"]
+    assert not [row for row in rows if row[0] == "blocks.1"]
+    assert "first token" not in done.out
+
+
+def test_phases_show_the_flops_that_were_counted_or_none(mmt):
+    lines = mmt("bench", "preset:tiny", *QUICK).out.splitlines()
+    (heads,) = (line.split() for line in lines if line.startswith("phase "))
+    (total,) = (line.split() for line in lines if line.startswith("caption ") and "%" in line)
+    assert heads[-1] == "FLOPs"
+    assert (float(total[-2]) > 1, total[-1]) == (True, "M")
+    assert "FLOPs" not in mmt("bench", "preset:tiny", *QUICK, "--no-layers").out
+
+
 @pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("phase", ["caption", "train"])
 @pytest.mark.parametrize("name", ["tiny", "mini"])
-def test_tables_fit_and_cut_nothing(mmt, monkeypatch, columns, name):
+def test_tables_fit_and_cut_nothing(mmt, monkeypatch, columns, phase, name):
     monkeypatch.setenv("COLUMNS", columns)
-    lines = mmt("bench", f"preset:{name}", *QUICK).out.splitlines()
+    lines = mmt("bench", f"preset:{name}", "--phase", phase, *QUICK).out.splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert not [line for line in lines if "…" in line]
     layers = lines[next(i for i, line in enumerate(lines) if line.startswith("layer")) :]
@@ -93,6 +130,10 @@ def options_of(mmt, monkeypatch):
         (("preset:seed",), {"model": "preset:seed"}),
         (("-m", "some/folder"), {"model": "some/folder"}),
         (("--model", "mini"), {"model": "mini"}),
+        ((), {"phase": "caption", "settings": {}}),
+        (("--phase", "train"), {"phase": "train"}),
+        (("--phase", "caption"), {"phase": "caption"}),
+        (("preset:tiny", "--set", "a.b=2", "--set", "c=text"), {"settings": {"a.b": 2, "c": "text"}}),
         (("-b", "1,8,64"), {"batch_sizes": (1, 8, 64)}),
         (("--batch-size", "2"), {"batch_sizes": (2,)}),
         (("--prompt-tokens", "9"), {"prompt_tokens": 9}),
@@ -129,6 +170,12 @@ def test_threads_are_set(mmt):
     [
         (("mini", "-m", "preset:tiny"), 2),
         (("nowhere",), 5),
+        (("mini", "--set", "text.num_layers=1"), 2),
+        (("preset:tiny", "--set", "text.num_layers"), 2),
+        (("preset:tiny", "--set", "text.layers=1"), 2),
+        (("preset:tiny", "--phase", "decode"), 2),
+        (("preset:tiny", "--phase", "train", "--image", "x.jpg"), 2),
+        (("preset:tiny", "--phase", "train", "--dtype", "float16"), 2),
         (("preset:nope",), 2),
         (("preset:tiny", "-b", "0"), 2),
         (("preset:tiny", "-b", "1,,2"), 2),

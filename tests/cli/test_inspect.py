@@ -1,9 +1,12 @@
 import json
+import os
 import struct
 import subprocess
 import sys
 
 import pytest
+
+from mmt_cli.cli.app import build
 
 FIGURES = {"vision": 15_296, "text": 11_136, "blocks": 17_088, "head": 64}
 
@@ -37,6 +40,36 @@ def test_table_shows_modules_modalities_and_the_total(mmt, monkeypatch):
     assert {name: int(rows[name][2].replace(",", "")) for name in ("blocks", "head")} == {"blocks": 17_088, "head": 64}
     assert rows["total"][1:] == ["43,584", "100.0%", "F32", "174", "kB"]
     assert rows["text"][:2] == ["text", "28,288"]  # the last table: by modality
+
+
+def test_the_options_are_these_and_no_others():
+    command = build().commands["inspect"]
+    names = [next(n for n in p.opts if n.startswith("--")) for p in command.params if p.param_type_name == "option"]
+    assert names == ["--set", "--format", "--depth", "--quiet", "--debug"]
+
+
+def test_settings_change_the_preset_and_are_shown(mmt):
+    done = mmt("inspect", "preset:tiny", "--set", "text.num_layers=1", "--set", "text.head=own", "--depth", "1")
+    assert int(rows_of(done.out)["blocks"][2].replace(",", "")) == 17_088 / 2
+    assert int(rows_of(done.out)["head"][2].replace(",", "")) == 64 + 300 * 32
+    assert done.out.splitlines()[-3:] == ["text.num_layers: 1", "", 'text.head: "own"']
+    record = json.loads(mmt("inspect", "preset:tiny", "--set", "text.num_layers=1", "-f", "json").out)
+    assert record["metadata"] == {"text.num_layers": "1"}
+
+
+def test_settings_without_a_preset_are_refused_and_both_are_named(mmt):
+    done = mmt("inspect", "mini", "--set", "text.num_layers=1")
+    assert (done.code, done.out, len(done.lines)) == (2, "", 1)
+    assert "(--set text.num_layers, model 'mini')" in done.err
+
+
+def test_closed_pipe_ends_the_table_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mmt_cli", "inspect", "preset:tiny"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_depth_opens_the_tree(mmt):

@@ -122,6 +122,135 @@ def test_cross_attention_stands_beside_its_block():
     assert "blocks.*.cross_attention" in {part.name for part in summarise("preset:mini").modules(1)}
 
 
+def expert_names() -> list[str]:
+    """Return the tensors of two blocks with experts, cross-attention and its own MLP, and of what is about them."""
+    block = [
+        "attention.norm.weight",
+        *(f"attention.inner.{part}.{expert}.weight" for part in ("qkv", "out") for expert in ("image", "text")),
+        "cross_attention.inner.kv.weight",
+        "cross_attention.gate",
+        "cross_mlp.inner.up.weight",
+        "mlp.norm.weight",
+        *(f"mlp.inner.{expert}.{part}.weight" for expert in ("image", "text") for part in ("up", "down")),
+    ]
+    return [
+        "contrastive.image.weight",
+        "contrastive.text.weight",
+        "contrastive.temperature",
+        "head.norm.weight",
+        *(f"blocks.{index}.{name}" for index in range(2) for name in block),
+        "fusion.gates.image.weight",
+        "fusion.gates.text.bias",
+        "text.tokens.weight",
+        "connector.blocks.0.cross_attention.inner.q.weight",
+        "connector.projection.weight",
+        "vision.image.weight",
+    ]
+
+
+@pytest.fixture
+def experts(tmp_path):
+    """The summary of a folder whose header holds these names, each of another size, and the sizes."""
+    config = {"format": "mmt", "format_version": 1, **preset("tiny").to_json()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sizes = {name: 1 + index**2 for index, name in enumerate(expert_names())}
+    write_file(tmp_path / "model.safetensors", {name: [size] for name, size in sizes.items()})
+    return summarise(str(tmp_path)), sizes
+
+
+def test_experts_count_as_what_they_read(experts):
+    summary, sizes = experts
+
+    def expected(*parts: str) -> int:
+        return sum(size for name, size in sizes.items() if any(part in name for part in parts))
+
+    cross = expected("cross_attention", "cross_mlp")
+    vision = expected("qkv.image", "out.image", "mlp.inner.image", "contrastive.image", "vision.")
+    connector = expected("fusion.gates", "connector.projection")
+    assert {part.name: part.parameters for part in summary.modalities()} == {
+        "vision": vision,
+        "connector": connector,
+        "text": sum(sizes.values()) - cross - vision - connector,
+        "cross": cross,
+    }
+
+
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_rows_with_experts_add_up_and_have_one_modality_each(experts, depth):
+    summary, sizes = experts
+    modules = summary.modules(depth)
+    assert sum(part.parameters for part in modules) == sum(sizes.values())
+    assert len({part.name for part in modules}) == len(modules)
+    assert None not in {part.modality for part in modules}
+    for modality in summary.modalities():
+        assert sum(part.parameters for part in modules if part.modality == modality.name) == modality.parameters
+
+
+def test_experts_stand_beside_what_they_are_in(experts):
+    summary, _ = experts
+
+    def rows(depth: int, start: str) -> dict[str, str]:
+        return {part.name: part.modality for part in summary.modules(depth) if part.name.startswith(start)}
+
+    assert rows(1, "blocks") == {
+        "blocks": "text",
+        "blocks.*.cross_attention": "cross",
+        "blocks.*.cross_mlp": "cross",
+        "blocks.*.image": "vision",
+    }
+    assert rows(2, "blocks.1") == {
+        "blocks.1": "text",
+        "blocks.1.*.image": "vision",
+        "blocks.1.cross_attention": "cross",
+        "blocks.1.cross_mlp": "cross",
+    }
+    assert rows(3, "blocks.0.mlp") == {"blocks.0.mlp": "text", "blocks.0.mlp.*.image": "vision"}
+    assert rows(4, "blocks.0.mlp") == {
+        "blocks.0.mlp.norm": "text",
+        "blocks.0.mlp.inner": "text",
+        "blocks.0.mlp.inner.image": "vision",
+    }
+    assert rows(5, "blocks.0.mlp.inner") == {"blocks.0.mlp.inner.image": "vision", "blocks.0.mlp.inner.text": "text"}
+    assert rows(1, "contrastive") == {"contrastive": "text", "contrastive.image": "vision"}
+    assert rows(2, "vision") == {"vision.image": "vision"}
+
+
+def test_fusion_stands_before_the_blocks_and_the_contrastive_head_at_the_end(experts):
+    summary, _ = experts
+    assert list(dict.fromkeys(part.name.split(".")[0] for part in summary.modules(1))) == [
+        *("vision", "connector", "text", "fusion", "blocks", "head", "contrastive")
+    ]
+
+
+def test_directions_that_a_kernel_draws_once_are_no_parameters(tmp_path):
+    kernel, linear = "blocks.0.attention.inner.kernel.projection", "connector.projection.weight"
+    write_file(tmp_path / "x.safetensors", {kernel: [7], linear: [5]})
+    summary = summarise(str(tmp_path / "x.safetensors"))
+    assert {entry.info.name: entry.parameters for entry in summary.entries} == {kernel: 0, linear: 5}
+    assert summary.total.nbytes == 4 * (7 + 5)
+
+
+def test_names_of_a_bare_file_mean_nothing(tmp_path):
+    write_file(tmp_path / "x.safetensors", {"blocks.0.image.weight": [2], "blocks.0.cross_attention.weight": [3]})
+    assert [(p.name, p.modality, p.parameters) for p in summarise(str(tmp_path / "x.safetensors")).modules(1)] == [
+        ("blocks", None, 5)
+    ]
+
+
+def test_settings_change_the_preset():
+    found = summarise("preset:tiny", {"text.num_layers": 1})
+    assert {part.name for part in found.modules(2) if part.name.startswith("blocks")} == {"blocks.0"}
+    assert found.metadata == {"text.num_layers": "1"}
+
+
+def test_settings_without_a_preset_are_refused_and_both_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_file(tmp_path / "x.safetensors", {"a": [1]})
+    for reference in ("mini", "x.safetensors"):
+        with pytest.raises(UsageError, match=rf"--set text\.num_layers, model '{reference}'"):
+            summarise(reference, {"text.num_layers": 1})
+
+
 def test_modules_come_as_data_flows_and_numbers_by_value(tmp_path):
     assert [row.label for row in summarise("preset:mini").tree(2) if row.indent == 0] == [
         "vision",

@@ -1,0 +1,78 @@
+"""What a benchmark measures, and how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mmt_cli.errors import UsageError
+
+SYNTHETIC_SIZE = (640, 480)  # width and height in pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What to measure, and how.
+
+    Attributes:
+        model: any model reference, or `preset:NAME` for random weights.
+        settings: what to change in the preset, as `preset` takes it; for `preset:NAME` only.
+        phase: `caption`, from file to tokens, or `train`, one step of training on random pixels and tokens.
+        image: the file to caption; None makes a JPEG of 640 x 480 pixels.
+        batch_sizes: images at a time, one measurement each.
+        prompt_tokens: length of the random prompts.
+        gen_tokens: new tokens of each caption, none of which ends it; in training they lengthen the random text.
+        repetitions: captions or training steps that are measured.
+        warmup: those before them that are not.
+        layers: whether to measure and count inside the phases, too.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`; training keeps float32 weights, bfloat16 is autocast.
+        seed: start of every random draw.
+
+    Raises:
+        UsageError: options that training has no use for.
+    """
+
+    model: str = "mini"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    phase: Literal["caption", "train"] = "caption"
+    image: Path | None = None
+    batch_sizes: tuple[int, ...] = (1,)
+    prompt_tokens: int = 2
+    gen_tokens: int = 20
+    repetitions: int = 5
+    warmup: int = 2
+    layers: bool = True
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.phase != "train":
+            return
+        if self.image is not None:
+            raise UsageError(f"training takes random pixels (--phase train, --image {self.image}); leave one out")
+        if self.dtype == "float16":
+            raise UsageError("no training in float16 (--phase train, --dtype float16); use float32 or bfloat16")
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of each row that the model reads; the last new one of a caption is never read back."""
+        return self.prompt_tokens + self.gen_tokens - (self.phase == "caption")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings of a report; device and dtype stand with the machine, as what was taken."""
+        made_up = "random pixels" if self.phase == "train" else "synthetic {} x {}".format(*SYNTHETIC_SIZE)
+        return {
+            "model": self.model,
+            "set": dict(self.settings),
+            "phase": self.phase,
+            "image": str(self.image) if self.image else made_up,
+            "batch_sizes": list(self.batch_sizes),
+            "prompt_tokens": self.prompt_tokens,
+            "gen_tokens": self.gen_tokens,
+            "repetitions": self.repetitions,
+            "warmup": self.warmup,
+            "layers": self.layers,
+            "seed": self.seed,
+        }

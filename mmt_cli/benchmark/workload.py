@@ -1,0 +1,52 @@
+"""What a benchmark runs again and again: the face that all workloads share, and the random text that they read."""
+
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from mmt_cli.benchmark.layers import Stopwatch
+from mmt_cli.benchmark.results import PhaseTimes
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.transformer import MultimodalTransformer
+
+
+class Workload(Protocol):
+    """The same work on the same batch at each run.
+
+    Attributes:
+        whole: name of the phase that a run is.
+        parts: names of the phases inside it, in their order; one that does not happen is left out of reports.
+        trains: whether gradients are computed.
+        model: what is measured.
+        device: where it runs.
+        dtype: what it computes in.
+        batch_size: images at a time.
+    """
+
+    whole: str
+    parts: tuple[str, ...]
+    trains: bool
+    model: MultimodalTransformer
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+
+    def run(self, watch: Stopwatch[Any, Any]) -> None:
+        """Do the work once under the stopwatch; the caller turns gradients on or off."""
+
+    def tokens_per_s(self, phases: Mapping[str, PhaseTimes]) -> float | None:
+        """Return text tokens a second, all rows together; None where there are none."""
+
+    def ttft_ms(self, phases: Mapping[str, PhaseTimes]) -> float | None:
+        """Return the time to the first token, from the file on; None where nothing is written."""
+
+
+def random_text(config: ModelConfig, rows: int, length: int, seed: int) -> list[list[int]]:
+    """Return token ids, `length` a row behind the placeholders of an image, if any; the same for the same seed."""
+    draw = random.Random(seed)  # noqa: S311
+    placeholder = config.placeholder_id
+    image = [] if placeholder is None else [placeholder] * config.num_image_tokens
+    words = [token for token in range(config.text.vocab_size) if token != placeholder]
+    return [[*image, *draw.choices(words, k=length)] for _ in range(rows)]
