@@ -53,7 +53,12 @@ Freeze = Annotated[
     Literal["none", "vision", "text"],
     choice("--freeze", choices=("none", "vision", "text"), section=RECIPE, help="Part that keeps its weights."),
 ]
-CacheFeatures = Annotated[bool, flag("--cache-features", section=RECIPE, help="Run a frozen tower once an image.")]
+CacheFeatures = Annotated[
+    bool, flag("--cache-features", section=RECIPE, help="Keep what a frozen tower sees on the disk.")
+]
+GradCheckpointing = Annotated[
+    bool, flag("--grad-checkpointing", section=RECIPE, help="Less memory: run each block twice.")
+]
 EvalEvery = Annotated[
     int | None, whole("--eval-every", minimum=1, section=RUN, help="Steps between scores.  [default: one epoch]")
 ]
@@ -91,6 +96,7 @@ def train(
     precision: Precision = "float32",
     freeze: Freeze = "none",
     cache_features: CacheFeatures = False,
+    grad_checkpointing: GradCheckpointing = False,
     eval_every: EvalEvery = None,
     save_dtype: SaveDtype = "float32",
     device: Device = "auto",
@@ -122,6 +128,7 @@ def train(
         precision=precision,
         freeze=freeze,
         cache_features=cache_features,
+        grad_checkpointing=grad_checkpointing,
         eval_every=eval_every,
         save_dtype=save_dtype,
         device=device,
@@ -134,7 +141,8 @@ def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
     from mmt_cli.device import keep_freed_memory, set_threads
     from mmt_cli.training.loop import Trainer
 
-    keep_freed_memory()
+    if not options.grad_checkpointing:  # what is kept lies in pieces: recomputing then takes twice the memory
+        keep_freed_memory()
     set_threads(threads)
     trainer = Trainer(options)
     with TrainProgress(quiet=quiet) as progress:

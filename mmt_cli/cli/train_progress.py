@@ -9,6 +9,7 @@ from mmt_cli.cli import console
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from mmt_cli.training.images import Prepared
     from mmt_cli.training.loop import Evaluated, Event, Started, Stepped
 
 SAMPLES = 3  # captions shown at each evaluation
@@ -21,6 +22,7 @@ class TrainProgress:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Progress | None = None
+        self._tenths = 0  # of the features, as last told
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +35,12 @@ class TrainProgress:
         """Show what happened."""
         if self._quiet:
             return
-        handlers = {"Started": self._started, "Stepped": self._stepped, "Evaluated": self._evaluated}
+        handlers = {
+            "Started": self._started,
+            "Prepared": self._prepared,
+            "Stepped": self._stepped,
+            "Evaluated": self._evaluated,
+        }
         handlers[type(event).__name__](event)  # type: ignore[operator]
 
     def _note(self, line: str) -> None:
@@ -51,7 +58,18 @@ class TrainProgress:
         if self._live:
             self._bar = _bar()
             self._task = self._bar.add_task("", total=event.steps, figures="")
+            self._features = self._bar.add_task("", total=None, figures="features", visible=False)
             self._bar.start()
+
+    def _prepared(self, event: "Prepared") -> None:
+        if self._bar:
+            self._bar.update(self._features, completed=event.done, total=event.total, visible=event.done < event.total)
+        if event.done == event.total:
+            how = "read from" if event.found else "kept in"
+            self._note(f"features of {event.total:,} images {how} {event.file}")
+        elif not self._bar and event.done * 10 // event.total > self._tenths:
+            self._note(f"features {event.done:,}/{event.total:,}")
+        self._tenths = event.done * 10 // event.total
 
     def _stepped(self, event: "Stepped") -> None:
         figures = f"loss {event.loss:.3f}  {event.images_per_s:.0f} images/s"

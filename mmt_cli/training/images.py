@@ -1,10 +1,12 @@
 """What training sees of its images: decoded pixels, or features that a frozen tower made of them once.
 
-B images, C channels, H height, W width, N image tokens, D width.
+B images, C channels, H height, W width, E examples, N image tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,9 +14,21 @@ from torch import Tensor
 from mmt_cli.captioning.captioner import Captioner, inference
 from mmt_cli.errors import DataError, ImageError
 from mmt_cli.model.context import ImageTokens
+from mmt_cli.model.presets import with_dropout
 from mmt_cli.training.data import Example
+from mmt_cli.training.features import FeatureWriter, Shape, feature_file, is_whole, map_features
 
-FEATURE_BATCH = 32
+FEATURE_BATCH = 32  # fixed: batches of other sizes can change the last bits of a feature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Features of `done` of `total` images are in `file`; of all at once where they were `found` there."""
+
+    done: int
+    total: int
+    file: Path
+    found: bool
 
 
 class Images:
@@ -24,8 +38,9 @@ class Images:
         self.examples = examples
         self.captioner = captioner
 
-    def prepare(self) -> None:
-        """Do what is to be done once before the first `load`."""
+    def prepare(self) -> Iterator[Prepared]:
+        """Do what is to be done once before the first `load`, yielding how far it is."""
+        return iter(())
 
     def load(self, index: int) -> tuple[str, Tensor]:
         """Return the key and pixels_CHW of one example, read as captioning reads it; called in threads.
@@ -51,26 +66,63 @@ class Images:
 
 
 class FeatureImages(Images):
-    """The same behind a frozen tower: each image goes through it once, and its features stay in memory."""
+    """The same behind a frozen tower: each image goes through it once, and its features stay on the disk."""
 
-    def prepare(self) -> None:
-        """Run the tower over every image; features_ND in bfloat16, which halves the memory they take."""
-        self.features: list[Tensor] = []
-        vision, device = self.captioner.model.vision, self.captioner.device
-        with ThreadPoolExecutor() as decoders, torch.no_grad():
-            for start in range(0, len(self.examples), FEATURE_BATCH):
-                indices = range(start, min(start + FEATURE_BATCH, len(self.examples)))
-                pixels = [pixels_CHW for _, pixels_CHW in decoders.map(super().load, indices)]
-                features_BND: Tensor = vision(torch.stack(pixels).to(device)).x_BND
-                self.features += features_BND.to("cpu", torch.bfloat16)
+    def prepare(self) -> Iterator[Prepared]:
+        """Open the features' file, after running the tower over every image where there is none.
+
+        Raises:
+            DataError: an image cannot be read.
+            UsageError: there is no room for the file; nothing is left of it.
+        """
+        total = len(self.examples)
+        if not total:
+            return
+        file, shape = self._file()
+        if is_whole(file, shape):
+            yield Prepared(done=total, total=total, file=file, found=True)
+        else:
+            with FeatureWriter(file, shape) as writer:
+                for pixels_BCHW in self._decoded():
+                    writer.append(self._tower(pixels_BCHW))
+                    yield Prepared(done=writer.written, total=total, file=file, found=False)
+        self.features_END = map_features(file)
 
     def load(self, index: int) -> tuple[str, Tensor]:
         """Return the key and features_ND of one example."""
-        return self.examples[index].key, self.features[index]
+        return self.examples[index].key, self.features_END[index]
 
     def see(self, images: Tensor) -> ImageTokens:
         """Return the image tokens of features."""
         model = self.captioner.model
-        features = ImageTokens(x_BND=images.to(self.captioner.device, torch.float32), grid=model.config.vision.grid)
+        grid = model.config.vision.grid if model.config.vision.keeps_grid else None
+        features = ImageTokens(x_BND=images.to(self.captioner.device, torch.float32), grid=grid)
         image: ImageTokens = model.connector(features)
         return image
+
+    def _file(self) -> tuple[Path, Shape]:
+        """Return where the features are kept, and their shape."""
+        model = self.captioner.model
+        # Dropout is off while features are made, so its rate decides nothing.
+        vision = with_dropout(model.config, 0.0).vision
+        settings = {"vision": vision.to_json(), "preprocessing": self.captioner.preprocessing.to_json()}
+        file = feature_file(model.vision, settings, self.examples)
+        return file, (len(self.examples), vision.num_tokens, vision.width)
+
+    def _decoded(self) -> Iterator[Tensor]:
+        """Yield pixels_BCHW of all examples in order; the next batch is decoded in threads meanwhile."""
+        total = len(self.examples)
+        batches = [range(start, min(start + FEATURE_BATCH, total)) for start in range(0, total, FEATURE_BATCH)]
+        with ThreadPoolExecutor() as decoders:
+            decoding = decoders.map(super().load, batches[0])
+            for following in [*batches[1:], range(0)]:
+                pixels = [pixels_CHW for _, pixels_CHW in decoding]
+                decoding = decoders.map(super().load, following)
+                yield torch.stack(pixels)
+
+    def _tower(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return features_BND, the tower's tokens."""
+        vision = self.captioner.model.vision
+        with inference(vision):
+            features: ImageTokens = vision(pixels_BCHW.to(self.captioner.device))
+        return features.x_BND

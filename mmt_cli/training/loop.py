@@ -18,7 +18,8 @@ from mmt_cli.model.transformer import MultimodalTransformer
 from mmt_cli.training.batches import Batch, batches, encode_captions
 from mmt_cli.training.data import Example, open_dataset
 from mmt_cli.training.evaluate import Evaluator, Scores
-from mmt_cli.training.images import FeatureImages, Images
+from mmt_cli.training.images import FeatureImages, Images, Prepared
+from mmt_cli.training.memory import checkpoint_blocks
 from mmt_cli.training.objectives import caption_loss
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.setup import build
@@ -56,7 +57,7 @@ class Evaluated:
     best: bool
 
 
-Event = Started | Stepped | Evaluated
+Event = Started | Prepared | Stepped | Evaluated
 
 
 class Trainer:
@@ -73,6 +74,8 @@ class Trainer:
         self.evaluator = Evaluator(self.val_examples) if self.val_examples else None
         _freeze(self.model, options.freeze)
         _set_modes(self.model, options)
+        if options.grad_checkpointing:
+            checkpoint_blocks(self.model)
         self.optimizer = _optimizer(self.model, options)
         self.total_steps = options.total_steps(len(self.examples))
         self.folder = RunFolder(options)
@@ -95,8 +98,8 @@ class Trainer:
             parameters=sum(p.numel() for p in parameters),
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
         )
-        self.images.prepare()
-        self.val_images.prepare()
+        yield from self.images.prepare()
+        yield from self.val_images.prepare()
         assert self.captioner.tokenizer is not None
         rows = encode_captions(self.examples, self.captioner.tokenizer, self.model.config.text.max_length)
         options = self.options

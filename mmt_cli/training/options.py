@@ -42,6 +42,7 @@ class TrainOptions:
     precision: Precision = "float32"
     freeze: Freeze = "none"
     cache_features: bool = False
+    grad_checkpointing: bool = False
     eval_every: int | None = None
     log_every: int = 10
     save_dtype: Stored = "float32"

@@ -10,8 +10,8 @@ from mmt_cli.cli.app import build
 
 OPTIONS = (
     "--out --val --preset --config --init --vision-init --tokenizer --set --epochs --steps --batch-size --lr --warmup "
-    "--weight-decay --grad-clip --label-smoothing --dropout --precision --freeze --cache-features --eval-every "
-    "--save-dtype --device --threads --seed --quiet --debug"
+    "--weight-decay --grad-clip --label-smoothing --dropout --precision --freeze --cache-features "
+    "--grad-checkpointing --eval-every --save-dtype --device --threads --seed --quiet --debug"
 )
 SEED = (
     "--preset",
@@ -109,6 +109,23 @@ def test_matrices_are_saved_in_the_dtype_asked_for_and_load(mmt, photos, tmp_pat
         sizes[dtype] = (out / "model.safetensors").stat().st_size
         assert mmt("caption", str(photos / "0.png"), "-m", str(out)).code == 0
     assert sizes["float16"] < 0.6 * sizes["float32"]
+
+
+@pytest.mark.parametrize(("option", "kept"), [((), True), (("--grad-checkpointing",), False)])
+def test_freed_memory_is_kept_unless_memory_is_what_the_user_saves(mmt, photos, tmp_path, monkeypatch, option, kept):
+    calls = []
+    monkeypatch.setattr("mmt_cli.device.keep_freed_memory", lambda: calls.append(True))
+    out = tmp_path / "out"
+    assert mmt("train", str(photos), "-o", str(out), "--preset", "tiny", "--steps", "1", *option).code == 0
+    assert bool(calls) == kept
+
+
+def test_cached_features_are_told_and_found_again(mmt, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = ("train", str(photos), "--preset", "tiny", "--steps", "1", "--freeze", "vision", "--cache-features")
+    lines = [mmt(*run, "-o", str(tmp_path / name)).lines[1] for name in ("first", "second")]
+    [file] = (tmp_path / "cache/mmt/features").iterdir()
+    assert lines == [f"features of 8 images {how} {file}" for how in ("kept in", "read from")]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,13 @@ import pytest
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder where features are kept: one of the test's own, not the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/mmt/features"
+
+
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     folder = tmp_path / "squares"
