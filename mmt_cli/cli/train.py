@@ -13,7 +13,10 @@ from mmt_cli.training.options import TrainOptions
 DATA, START, RECIPE, RUN = "Data and output", "Start from", "Recipe", "Run"
 
 
-Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Tar shards, .jsonl, folders with .txt files.")]
+Data = Annotated[
+    list[str],
+    typer.Argument(metavar="DATA", help="Tar shards, .jsonl, folders with .txt files; for language also .txt[.gz]."),
+]
 Out = Annotated[str, text("--out", "-o", section=DATA, metavar="DIR", help="Checkpoint folder to write.")]
 Val = Annotated[list[str] | None, text("--val", section=DATA, metavar="DATA", help="Data to score on; may come again.")]
 
@@ -52,6 +55,16 @@ Precision = Annotated[
 Freeze = Annotated[
     Literal["none", "vision", "text"],
     choice("--freeze", choices=("none", "vision", "text"), section=RECIPE, help="Part that keeps its weights."),
+]
+Objective = Annotated[
+    Literal["caption", "caption+contrastive", "masked", "language"],
+    choice(
+        "--objective",
+        choices=("caption", "caption+contrastive", "masked", "language"),
+        section=RECIPE,
+        metavar="NAME",
+        help="caption, caption+contrastive, masked or language (text alone).",
+    ),
 ]
 CacheFeatures = Annotated[
     bool, flag("--cache-features", section=RECIPE, help="Keep what a frozen tower sees on the disk.")
@@ -95,6 +108,7 @@ def train(
     dropout: Dropout = None,
     precision: Precision = "float32",
     freeze: Freeze = "none",
+    objective: Objective = "caption",
     cache_features: CacheFeatures = False,
     grad_checkpointing: GradCheckpointing = False,
     eval_every: EvalEvery = None,
@@ -127,6 +141,7 @@ def train(
         dropout=dropout,
         precision=precision,
         freeze=freeze,
+        objective=objective,
         cache_features=cache_features,
         grad_checkpointing=grad_checkpointing,
         eval_every=eval_every,

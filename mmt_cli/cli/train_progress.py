@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from mmt_cli.training.loop import Evaluated, Event, Started, Stepped
 
 SAMPLES = 3  # captions shown at each evaluation
+_FIGURES = {  # of an evaluation, in the order shown
+    "cider": "CIDEr {:.1f}",
+    "bleu4": "BLEU-4 {:.1f}",
+    "perplexity": "perplexity {:.2f}",
+    "loss": "loss {:.3f}",
+    "masked_text": "masked text {:.3f}",
+    "masked_image": "masked image {:.3f}",
+    "accuracy": "accuracy {:.1f} %",
+}
 
 
 class TrainProgress:
@@ -50,9 +59,9 @@ class TrainProgress:
             console.note(line)
 
     def _started(self, event: "Started") -> None:
-        self._steps = event.steps
+        self._steps, self._unit = event.steps, event.unit
         self._note(
-            f"{event.train_images:,} training images, {event.val_images:,} validation images, "
+            f"{event.train_count:,} training {event.unit}, {event.val_count:,} validation {event.unit}, "
             f"{event.parameters / 1e6:.1f} M parameters ({event.trainable / 1e6:.1f} M trained), {event.steps:,} steps"
         )
         if self._live:
@@ -72,7 +81,8 @@ class TrainProgress:
         self._tenths = event.done * 10 // event.total
 
     def _stepped(self, event: "Stepped") -> None:
-        figures = f"loss {event.loss:.3f}  {event.images_per_s:.0f} images/s"
+        parts = "".join(f"  {name.replace('_', ' ')} {value:.3f}" for name, value in event.parts.items())
+        figures = f"loss {event.loss:.3f}{parts}  {event.per_s:.0f} {self._unit}/s"
         if self._bar:
             self._bar.update(self._task, completed=event.step, figures=figures)
         elif event.logged:
@@ -81,7 +91,10 @@ class TrainProgress:
     def _evaluated(self, event: "Evaluated") -> None:
         scores = event.scores
         mark = "  (best, saved)" if event.best else ""
-        self._note(f"step {event.step}: CIDEr {scores.cider:.1f}  BLEU-4 {scores.bleu[3]:.1f}{mark}")
+        figures = "  ".join(
+            text.format(scores.figures[name]) for name, text in _FIGURES.items() if name in scores.figures
+        )
+        self._note(f"step {event.step}: {figures}{mark}")
         for caption in scores.captions[:SAMPLES]:
             self._note(f"    {caption}")
 

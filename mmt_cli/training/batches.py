@@ -1,6 +1,6 @@
 """Examples → batches, images decoded ahead of the step in threads.
 
-B images, R captions, C channels, H height, W width, N image tokens, D width.
+B images, R rows (captions or sentences), C channels, H height, W width, N image tokens, D width.
 """
 
 import dataclasses
@@ -15,24 +15,30 @@ import torch
 from torch import Tensor
 
 from mmt_cli.inputs.tokenizer import Tokenizer
-from mmt_cli.training.data import Example
 
 T = TypeVar("T")
+Row = tuple[int, ...]  # begin token, placeholders where the model has some, words, end token
 BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images, or what a frozen tower made of them, and every caption of each."""
+    """Rows of tokens; in batches of images, what is to be seen and every caption of each."""
 
-    keys: tuple[str, ...]
-    images: Tensor  # pixels_BCHW or features_BND
-    rows: tuple[tuple[int, ...], ...]  # begin token, caption, end token
-    image_R: Tensor  # which image each row describes
+    keys: tuple[str, ...]  # what messages call the images or sentences
+    rows: tuple[Row, ...]
+    images: Tensor | None = None  # pixels_BCHW or features_BND; None: sentences alone
+    image_R: Tensor | None = None  # which image each row describes
+
+    @property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Images, and which of them each row describes."""
+        assert self.images is not None and self.image_R is not None, "a batch of sentences has no images"
+        return self.images, self.image_R
 
     def one_caption_each(self, generator: torch.Generator) -> "Batch":
         """Return the batch with one caption an image, drawn from `generator`."""
-        owners = self.image_R.tolist()
+        owners = self.seen[1].tolist()
         places = [[row for row, owner in enumerate(owners) if owner == image] for image in range(len(self.keys))]
         drawn = [mine[int(torch.randint(len(mine), (), generator=generator))] for mine in places]
         return dataclasses.replace(
@@ -45,14 +51,23 @@ def tidy(caption: str) -> str:
     return re.sub(r"\s+([.,;:!?])", r"\1", caption)
 
 
-def encode_captions(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int) -> list[list[tuple[int, ...]]]:
-    """Return for each example its captions as begin token, words, end token; cut to the context and one more."""
+def encode_captions(
+    captions: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int, placeholders: Sequence[int] = ()
+) -> list[list[Row]]:
+    """Return for each image its captions as rows, cut to the context and one more.
 
-    def row(caption: str) -> tuple[int, ...]:
-        ids = [tokenizer.bos_id, *tokenizer.encode(tidy(caption)), tokenizer.eos_id]
+    Args:
+        captions: of each image.
+        tokenizer: of the model.
+        max_length: the model's context, in tokens.
+        placeholders: ids behind the begin token, whose place image tokens take.
+    """
+
+    def row(caption: str) -> Row:
+        ids = [tokenizer.bos_id, *placeholders, *tokenizer.encode(tidy(caption)), tokenizer.eos_id]
         return tuple(ids[: max_length + 1])
 
-    return [[row(caption) for caption in example.captions] for example in examples]
+    return [[row(caption) for caption in image] for image in captions]
 
 
 def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
@@ -62,44 +77,48 @@ def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
 
 
 def batches(
-    rows: Sequence[Sequence[tuple[int, ...]]],
-    load: Callable[[int], tuple[str, Tensor]],
-    *,
-    batch_size: int,
-    seed: int,
-    workers: int = 2,
+    build: Callable[[Sequence[int]], Batch], count: int, *, batch_size: int, seed: int, workers: int = 2
 ) -> Iterator[Batch]:
-    """Yield shuffled batches for ever, epoch after epoch, each image with all its captions.
+    """Yield shuffled batches for ever, epoch after epoch.
 
     Args:
-        rows: captions of each example, as ids.
-        load: index → key and image (pixels or features); called in threads.
-        batch_size: images a batch; the last one of an epoch may be smaller.
+        build: indices of examples → their batch; called in threads.
+        count: how many examples there are.
+        batch_size: examples a batch; the last one of an epoch may be smaller.
         seed: of the order.
-        workers: threads that load.
+        workers: threads that build.
     """
-
-    def build(indices: list[int]) -> Batch:
-        keys, images = zip(*(load(index) for index in indices), strict=True)
-        owners = [place for place, index in enumerate(indices) for _ in rows[index]]
-        return Batch(
-            keys=keys,
-            images=torch.stack(images),
-            rows=tuple(row for index in indices for row in rows[index]),
-            image_R=torch.tensor(owners),
-        )
 
     def plan() -> Iterator[list[int]]:
         epoch = 0
         while True:
-            order = epoch_order(len(rows), epoch, seed)
-            yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+            order = epoch_order(count, epoch, seed)
+            yield from (order[start : start + batch_size] for start in range(0, count, batch_size))
             epoch += 1
 
     yield from _ahead(build, plan(), workers)
 
 
-def _ahead(work: Callable[[list[int]], T], jobs: Iterator[list[int]], workers: int) -> Iterator[T]:
+def image_batch(
+    indices: Sequence[int], load: Callable[[int], tuple[str, Tensor]], rows: Sequence[Sequence[Row]]
+) -> Batch:
+    """Return the batch of these examples, each image with all its captions.
+
+    Args:
+        indices: of the examples.
+        load: index → key and image (pixels or features).
+        rows: of every example of the data set.
+    """
+    keys, images = zip(*(load(index) for index in indices), strict=True)
+    return Batch(
+        keys=keys,
+        rows=tuple(row for index in indices for row in rows[index]),
+        images=torch.stack(images),
+        image_R=torch.tensor([place for place, index in enumerate(indices) for _ in rows[index]]),
+    )
+
+
+def _ahead(work: Callable[[Sequence[int]], T], jobs: Iterator[list[int]], workers: int) -> Iterator[T]:
     """Yield `work(job)` in order, a few jobs ahead in threads."""
     executor = ThreadPoolExecutor(workers, thread_name_prefix="mmt-data")
     waiting: deque[Future[T]] = deque()

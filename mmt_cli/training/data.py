@@ -9,10 +9,10 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from mmt_cli.captioning.sources import natural_key
 from mmt_cli.errors import DataError
@@ -28,6 +28,9 @@ from mmt_cli.training.records import (
 )
 
 MAX_BRACE_NAMES = 100_000
+TEXT_SUFFIXES = (".txt", ".txt.gz")  # of sentences without images
+
+T = TypeVar("T")
 
 _BRACES = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _TAR_BLOCK = 512
@@ -63,20 +66,30 @@ def open_dataset(sources: Sequence[str | os.PathLike[str]]) -> list[Example]:
     A range in braces stands for several sources, see `expand_braces`. All problems together raise one DataError that
     states the first and counts the others.
     """
-    examples: list[Example] = []
-    problems: list[DataError] = []
-    for source in itertools.chain.from_iterable(expand_braces(os.fspath(source)) for source in sources):
-        for item in _read_source(source):
-            if isinstance(item, DataError):
-                problems.append(item)
-            else:
-                examples.append(item)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{more}")
+    examples = gather(itertools.chain.from_iterable(read_source(name) for name in expand_all(sources)))
     if not examples:
         raise DataError("no data set named; name a .tar shard, a .jsonl file or a folder of images")
     return examples
+
+
+def gather(items: Iterable[T | DataError]) -> list[T]:
+    """What was read; the problems among it raise one DataError that states the first and counts the others."""
+    found: list[T] = []
+    problems: list[DataError] = []
+    for item in items:
+        if isinstance(item, DataError):
+            problems.append(item)
+        else:
+            found.append(item)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}")
+    return found
+
+
+def expand_all(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Every source that `sources` name, see `expand_braces`."""
+    return [name for source in sources for name in expand_braces(os.fspath(source))]
 
 
 def expand_braces(source: str) -> list[str]:
@@ -101,7 +114,7 @@ def _brace_numbers(first: str, last: str) -> list[str]:
     return [f"{number:0{width}}" for number in range(int(first), int(last) + step, step)]
 
 
-def _read_source(source: str) -> Iterator[Example | DataError]:
+def read_source(source: str) -> Iterator[Example | DataError]:
     """What a source holds; what stops its reader comes last."""
     found = False
     try:
@@ -125,6 +138,8 @@ def _reader(source: str) -> "_Reader":
         if path.is_file() and path.suffix.lower() in _READERS:
             return _READERS[path.suffix.lower()]
         path.stat()
+    if source.lower().endswith(TEXT_SUFFIXES):
+        raise DataError(f"{printable(source)} holds text without images; learn from it with --objective language")
     known = ", ".join(_READERS)
     raise DataError(f"{printable(source)} is not a data set that can be read; name a folder of images or a {known}")
 

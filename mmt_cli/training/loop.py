@@ -1,29 +1,23 @@
-"""The training loop: a generator of events, so that whoever runs it decides what to show.
-
-R rows (captions), N image tokens, D width.
-"""
+"""The training loop: a generator of events, so that whoever runs it decides what to show."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mmt_cli.captioning.captioner import Captioner
-from mmt_cli.device import DTYPES, resolve_device
+from mmt_cli.device import DTYPES
 from mmt_cli.errors import DivergedError
 from mmt_cli.model.transformer import MultimodalTransformer
-from mmt_cli.training.batches import Batch, batches, encode_captions
-from mmt_cli.training.data import Example, open_dataset
-from mmt_cli.training.evaluate import Evaluator, Scores
-from mmt_cli.training.images import FeatureImages, Images, Prepared
+from mmt_cli.training.batches import Batch, batches
+from mmt_cli.training.evaluate import Scores
+from mmt_cli.training.images import Prepared
 from mmt_cli.training.memory import checkpoint_blocks
-from mmt_cli.training.objectives import caption_loss
 from mmt_cli.training.options import TrainOptions
-from mmt_cli.training.setup import build
 from mmt_cli.training.state import RunFolder
+from mmt_cli.training.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +25,22 @@ class Started:
     """The run is set up."""
 
     steps: int
-    train_images: int
-    val_images: int
+    unit: str  # what one example is called, in the plural
+    train_count: int
+    val_count: int
     parameters: int
     trainable: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """One optimizer step is done; `loss` in nats is the mean since the last logged step."""
+    """One optimizer step is done; the losses are means since the last logged step."""
 
     step: int
-    loss: float
+    loss: float  # in nats
+    parts: Mapping[str, float]  # by name, where the loss has several
     lr: float
-    images_per_s: float
+    per_s: float  # examples
     logged: bool
 
 
@@ -65,19 +61,15 @@ class Trainer:
 
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
-        self.examples = open_dataset(options.data)
-        self.val_examples: list[Example] = open_dataset(options.val) if options.val else []
-        self.captioner: Captioner = build(options, self.examples, resolve_device(options.device))
+        self.task = TASKS[options.objective](options)
+        self.captioner = self.task.captioner
         self.model = self.captioner.model
-        images = FeatureImages if options.cache_features else Images
-        self.images, self.val_images = (images(e, self.captioner) for e in (self.examples, self.val_examples))
-        self.evaluator = Evaluator(self.val_examples) if self.val_examples else None
-        _freeze(self.model, options.freeze)
+        _freeze(self.model, options.freeze, self.task.untrained)
         _set_modes(self.model, options)
         if options.grad_checkpointing:
             checkpoint_blocks(self.model)
-        self.optimizer = _optimizer(self.model, options)
-        self.total_steps = options.total_steps(len(self.examples))
+        self.optimizer = _optimizer(self.task.objective, options)
+        self.total_steps = options.total_steps(self.task.count)
         self.folder = RunFolder(options)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.best = -math.inf
@@ -90,22 +82,20 @@ class Trainer:
             DivergedError: the loss or a gradient is NaN or infinite; the weights are those before that step.
             DataError: an image cannot be read.
         """
+        options, task = self.options, self.task
         parameters = list(self.model.parameters())
         yield Started(
             steps=self.total_steps,
-            train_images=len(self.examples),
-            val_images=len(self.val_examples),
+            unit=task.unit,
+            train_count=task.count,
+            val_count=task.val_count,
             parameters=sum(p.numel() for p in parameters),
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
         )
-        yield from self.images.prepare()
-        yield from self.val_images.prepare()
-        assert self.captioner.tokenizer is not None
-        rows = encode_captions(self.examples, self.captioner.tokenizer, self.model.config.text.max_length)
-        options = self.options
-        eval_every = options.eval_every or max(1, math.ceil(len(self.examples) / options.batch_size))
-        stream = batches(rows, self.images.load, batch_size=options.batch_size, seed=options.seed)
-        losses: list[float] = []
+        yield from task.prepare()
+        eval_every = options.eval_every or max(1, math.ceil(task.count / options.batch_size))
+        stream = batches(task.batch, task.count, batch_size=options.batch_size, seed=options.seed)
+        losses: list[dict[str, float]] = []
         clock, seen = time.perf_counter(), 0
         for step in range(1, self.total_steps + 1):
             batch = next(stream)
@@ -113,15 +103,12 @@ class Trainer:
             losses.append(self._step(batch, step, lr))
             seen += len(batch.keys)
             logged = step % options.log_every == 0 or step == self.total_steps
-            stepped = Stepped(
-                step=step,
-                loss=sum(losses) / len(losses),
-                lr=lr,
-                images_per_s=seen / (time.perf_counter() - clock),
-                logged=logged,
-            )
+            parts = _means(losses)
+            per_s = seen / (time.perf_counter() - clock)
+            loss = parts.pop("loss")
+            stepped = Stepped(step=step, loss=loss, parts=parts, lr=lr, per_s=per_s, logged=logged)
             if logged:
-                figures = {"loss": stepped.loss, "lr": lr, "images_per_s": stepped.images_per_s}
+                figures = {"loss": loss, **parts, "lr": lr, f"{task.unit}_per_s": per_s}
                 self.folder.log({"step": step, "kind": "train", **figures})
                 losses.clear()
                 clock, seen = time.perf_counter(), 0
@@ -130,43 +117,32 @@ class Trainer:
                 yield from self._checkpoint(step)
                 clock, seen = time.perf_counter(), 0
 
-    def _step(self, batch: Batch, step: int, lr: float) -> float:
+    def _step(self, batch: Batch, step: int, lr: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if not self.model.config.cacheable:
-            # One readout a row: five captions would read the image five times to learn five words.
-            batch = batch.one_caption_each(self.generator)
-        device = self.captioner.device
-        dtype = DTYPES[self.options.precision]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            image = self.images.see(batch.images)[batch.image_R.to(device)]
-            loss = caption_loss(
-                self.model,
-                image,
-                batch.rows,
-                label_smoothing=self.options.label_smoothing,
-                generator=self.generator,
-            )
+        objective, dtype = self.task.objective, DTYPES[self.options.precision]
+        with torch.autocast(self.captioner.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            losses = objective(batch, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(objective.parameters(), self.options.grad_clip)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(float(norm))):
             raise DivergedError(
-                f"training diverged at step {step} (loss {value}, gradient norm {float(norm)}; images "
-                f"{', '.join(batch.keys[:3])} …); lower --lr, or start from {self.folder.folder}"
+                f"training diverged at step {step} (loss {values['loss']}, gradient norm {float(norm)}; "
+                f"{self.task.unit} {', '.join(batch.keys[:3])} …); lower --lr, or start from {self.folder.folder}"
             )
         self.optimizer.step()
-        return value
+        return values
 
     def _checkpoint(self, step: int) -> Iterator[Event]:
-        if self.evaluator is not None:
-            scores = self.evaluator.score(self.captioner, self.val_images.see_all)
-            self.figures = scores.to_json()
+        if self.task.val_count:
+            scores = self.task.score()
+            self.figures = dict(scores.figures)
             self.folder.log({"step": step, "kind": "eval", **self.figures})
-            best = scores.cider > self.best
+            best = scores.rank > self.best
             if best:
-                self.best = scores.cider
+                self.best = scores.rank
                 self.folder.save_best(self.captioner, self.figures, step)
             self.folder.save_last(self.captioner, self.figures, step)
             yield Evaluated(step=step, scores=scores, best=best)
@@ -183,10 +159,15 @@ def learning_rate(step: int, options: TrainOptions, total_steps: int) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup + 1)))
 
 
-def _freeze(model: nn.Module, part: str) -> None:
+def _means(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each loss."""
+    return {name: sum(step[name] for step in losses) / len(losses) for name in losses[0]}
+
+
+def _freeze(model: nn.Module, part: str, untrained: tuple[str, ...]) -> None:
     frozen = {"none": (), "vision": ("vision.",), "text": ("text.", "blocks.", "head.")}[part]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen))
+        parameter.requires_grad_(not name.startswith((*frozen, *untrained)))
 
 
 def _set_modes(model: MultimodalTransformer, options: TrainOptions) -> None:

@@ -11,11 +11,14 @@ from mmt_cli.errors import UsageError
 Precision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "bfloat16", "float16"]
 Freeze = Literal["none", "vision", "text"]
+Objective = Literal["caption", "caption+contrastive", "masked", "language"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """One run of `mmt train`; lengths of time are optimizer steps, batch sizes are images.
+    """One run of `mmt train`.
+
+    Lengths of time are optimizer steps; batch sizes are images, or sentences where text alone is learned.
 
     Raises:
         UsageError: a value out of bounds, or two that exclude each other.
@@ -43,6 +46,7 @@ class TrainOptions:
     freeze: Freeze = "none"
     cache_features: bool = False
     grad_checkpointing: bool = False
+    objective: Objective = "caption"
     eval_every: int | None = None
     log_every: int = 10
     save_dtype: Stored = "float32"
@@ -60,6 +64,7 @@ class TrainOptions:
             raise UsageError(
                 f"features change while the tower trains (--cache-features, --freeze {self.freeze}); freeze it"
             )
+        self._check_objective()
         bounds = {
             "epochs": (self.epochs, 0.0, 1e6),
             "steps": (1 if self.steps is None else self.steps, 1, 1e9),
@@ -77,8 +82,20 @@ class TrainOptions:
             if not (math.isfinite(value) and low <= value <= high):
                 raise UsageError(f"--{name} is out of bounds ({value}, allowed {low} to {high}); change it")
 
+    def _check_objective(self) -> None:
+        if self.objective == "caption+contrastive" and self.batch_size == 1:
+            raise UsageError(
+                "one image has nothing to be told from (--objective caption+contrastive, --batch-size 1); enlarge it"
+            )
+        if self.objective == "masked" and self.cache_features:
+            raise UsageError("features are of whole images (--objective masked, --cache-features); leave one out")
+        if self.objective == "language" and self.cache_features:
+            raise UsageError("no image is read (--objective language, --cache-features); leave one out")
+        if self.objective == "language" and self.freeze == "text":
+            raise UsageError("nothing is left to train (--objective language, --freeze text); leave one out")
+
     def total_steps(self, examples: int) -> int:
-        """Return how many optimizer steps the run takes over this many images an epoch."""
+        """Return how many optimizer steps the run takes over this many images or sentences an epoch."""
         if self.steps is not None:
             return self.steps
         return max(1, round(self.epochs * math.ceil(examples / self.batch_size)))

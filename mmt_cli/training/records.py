@@ -91,6 +91,12 @@ def text_captions(data: bytes, where: str) -> tuple[str, ...]:
     return _clean([line for line in _LINE_END.split(_decode(data, where)) if line.strip()], where)
 
 
+def sentence(line: bytes, where: str) -> str | None:
+    """The cleaned text of one line, None where it is blank."""
+    text = _decode(line, where)
+    return _clean_caption(text, where) if text.strip() else None
+
+
 def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,39 +12,59 @@ from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.checkpoint.families import efficientnet_lite
 from mmt_cli.checkpoint.load import default_preprocessing, load_vision
 from mmt_cli.decoding.options import GenerationOptions
+from mmt_cli.device import resolve_device
 from mmt_cli.errors import ConfigError, UsageError
 from mmt_cli.inputs.tokenizer import Tokenizer, train_tokenizer
-from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.config import ModelConfig, SpliceConfig
 from mmt_cli.model.image_config import ConvTowerConfig
 from mmt_cli.model.presets import changed, preset, with_dropout
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
-from mmt_cli.training.batches import encode_captions, tidy
-from mmt_cli.training.data import Example
+from mmt_cli.training.batches import Row, encode_captions, tidy
 from mmt_cli.training.options import TrainOptions
 
 TOKENIZER_SIZE = 4_000  # entries learned from the captions unless the config asks for fewer
 DEFAULT_PRESET = "mini"
 
 
-def build(options: TrainOptions, examples: Sequence[Example], device: torch.device) -> Captioner:
+def _unchanged(config: ModelConfig) -> ModelConfig:
+    return config
+
+
+def build(
+    options: TrainOptions,
+    captions: Sequence[Sequence[str]],
+    needed: Callable[[ModelConfig], ModelConfig] = _unchanged,
+) -> Captioner:
     """Return the captioner to train, in float32: `--init`'s, or a new one that fits the data.
+
+    Args:
+        options: of the run.
+        captions: the data's, of each image.
+        needed: changes the config to what the objective needs; parts that it adds start from random weights.
 
     Raises:
         UsageError: preset, config or settings cannot be built.
         ModelError: `--init`, `--tokenizer` or `--vision-init` cannot be loaded.
     """
+    device = resolve_device(options.device)
+    torch.manual_seed(options.seed)
     if options.init is not None:
         captioner = Captioner.load(options.init, device=str(device), dtype="float32", tokenizer=options.tokenizer)
-        captioner.model.requires_grad_(True)
+        captioner.model = _rebuilt(captioner.model, needed(_with_dropout(captioner.model.config, options)), device)
     else:
-        captioner = _new(options, examples, device)
+        captioner = _new(options, captions, needed, device)
     captioner.encode_prompt(None)  # a checkpoint without a tokenizer fails here, before the run
     if options.vision_init is not None:
         _load_vision(captioner.model, options.vision_init)
     return captioner
 
 
-def _new(options: TrainOptions, examples: Sequence[Example], device: torch.device) -> Captioner:
+def _new(
+    options: TrainOptions,
+    captions: Sequence[Sequence[str]],
+    needed: Callable[[ModelConfig], ModelConfig],
+    device: torch.device,
+) -> Captioner:
     if options.config is not None:
         config = changed(_read_toml(options.config), options.settings)
     else:
@@ -53,19 +73,13 @@ def _new(options: TrainOptions, examples: Sequence[Example], device: torch.devic
         tokenizer = Tokenizer.load(options.tokenizer)
     else:
         size = min(config.text.vocab_size, TOKENIZER_SIZE)
-        tokenizer = train_tokenizer((tidy(c) for example in examples for c in example.captions), size)
-    # The vocabulary is the tokenizer's: rows that no token reaches would never be trained.
-    text = dataclasses.replace(config.text, vocab_size=tokenizer.vocab_size)
-    config = dataclasses.replace(config, text=text)
-    if options.dropout is not None:
-        config = with_dropout(config, options.dropout)
-    torch.manual_seed(options.seed)
+        tokenizer = train_tokenizer((tidy(caption) for image in captions for caption in image), size)
+    config = needed(_with_dropout(_with_vocabulary(config, tokenizer.vocab_size), options))
     model = MultimodalTransformer(config)
     initialise(model)
     if model.head.projection.bias is not None:
-        _start_from_frequencies(
-            model.head.projection.bias, encode_captions(examples, tokenizer, config.text.max_length)
-        )
+        rows = encode_captions(captions, tokenizer, config.text.max_length)
+        _start_from_frequencies(model.head.projection.bias, rows)
     return Captioner(
         model=model.to(device),
         tokenizer=tokenizer,
@@ -74,9 +88,9 @@ def _new(options: TrainOptions, examples: Sequence[Example], device: torch.devic
     )
 
 
-def _start_from_frequencies(bias_V: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> None:
+def _start_from_frequencies(bias_V: Tensor, rows: Sequence[Sequence[Row]]) -> None:
     """Set the head's bias to each token's log frequency, which would otherwise take the first hundreds of steps."""
-    tokens = torch.tensor([token for rows in captions for row in rows for token in row[1:]])
+    tokens = torch.tensor([token for image in rows for row in image for token in row[1:]])
     counts_V = torch.bincount(tokens, minlength=len(bias_V)) + 1
     with torch.no_grad():
         bias_V.copy_((counts_V / counts_V.sum()).log())
@@ -92,11 +106,27 @@ def _default_generation(config: ModelConfig, tokenizer: Tokenizer) -> Generation
     return GenerationOptions(min_new_tokens=5, repetition_penalty=1.3, end_token_ids=end)
 
 
-def _with_dropout(model: MultimodalTransformer, dropout: float, device: torch.device) -> MultimodalTransformer:
-    """Return the same model built with another dropout rate."""
-    rebuilt = MultimodalTransformer(with_dropout(model.config, dropout)).to(device)
-    rebuilt.load_state_dict(model.state_dict())
-    return rebuilt
+def _with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
+    """Return the config with the tokenizer's vocabulary: rows that no token reaches would never be trained.
+
+    A placeholder that is the last entry comes behind it, or it would be one of the words.
+    """
+    behind = isinstance(config.fusion, SpliceConfig) and config.fusion.placeholder_id is None
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=size + behind))
+
+
+def _with_dropout(config: ModelConfig, options: TrainOptions) -> ModelConfig:
+    """Return the config with the dropout rate that was asked for, if one was."""
+    return config if options.dropout is None else with_dropout(config, options.dropout)
+
+
+def _rebuilt(model: MultimodalTransformer, config: ModelConfig, device: torch.device) -> MultimodalTransformer:
+    """Return a trainable model of this config with the weights of one of another; what that lacks is random."""
+    rebuilt = MultimodalTransformer(config)
+    initialise(rebuilt)
+    found = rebuilt.load_state_dict(model.state_dict(), strict=False)
+    assert not found.unexpected_keys, found.unexpected_keys
+    return rebuilt.to(device)
 
 
 def _read_toml(path: Path) -> ModelConfig:

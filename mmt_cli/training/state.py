@@ -61,10 +61,11 @@ def model_card(options: TrainOptions, figures: Mapping[str, float], step: int) -
     origin = options.init or (str(options.config) if options.config else f"preset {options.preset or 'mini'}")
     recipe = {
         "start": origin,
+        "objective": options.objective,
         "vision weights": options.vision_init and options.vision_init.name,
         "frozen": options.freeze,
         "steps": step,
-        "batch size (images)": options.batch_size,
+        "batch size": options.batch_size,
         "peak learning rate": options.lr,
         "warm-up steps": options.warmup,
         "weight decay": options.weight_decay,

@@ -1,6 +1,7 @@
 """`mmt train` from the command line to a folder that `mmt caption` uses."""
 
 import json
+import re
 
 import PIL.Image
 import pytest
@@ -10,7 +11,7 @@ from mmt_cli.cli.app import build
 
 OPTIONS = (
     "--out --val --preset --config --init --vision-init --tokenizer --set --epochs --steps --batch-size --lr --warmup "
-    "--weight-decay --grad-clip --label-smoothing --dropout --precision --freeze --cache-features "
+    "--weight-decay --grad-clip --label-smoothing --dropout --precision --freeze --objective --cache-features "
     "--grad-checkpointing --eval-every --save-dtype --device --threads --seed --quiet --debug"
 )
 SEED = (
@@ -69,6 +70,25 @@ def test_validation_is_scored_and_shown(mmt, photos, tmp_path):
     assert "CIDEr" in done.err
     kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "eval" in kinds
+
+
+def test_sentences_alone_are_learned_and_scored_by_perplexity(mmt, tmp_path):
+    (tmp_path / "text.txt").write_text("A red square .\nA dog runs .\n", encoding="utf-8")
+    run = ("train", str(tmp_path / "text.txt"), "-o", str(tmp_path / "out"), "--preset", "tiny", "--steps", "2")
+    done = mmt(*run, "--objective", "language", "--val", str(tmp_path / "text.txt"))
+    assert done.code == 0
+    assert "2 training sentences, 2 validation sentences" in done.err
+    assert "sentences/s" in done.err
+    assert "step 2: perplexity " in done.err
+
+
+def test_the_parts_of_a_loss_are_shown(mmt, photos, tmp_path):
+    run = ("train", str(photos), "-o", str(tmp_path / "out"), "--preset", "tiny", "--steps", "2")
+    done = mmt(*run, "--objective", "masked", "--val", str(photos))
+    assert done.code == 0
+    shown = r"step 2/2  loss \d\.\d+  masked text \d\.\d+  masked image \d\.\d+  \d+ images/s\n"
+    assert re.search(shown, done.err)
+    assert re.search(r"step 2: loss .*  accuracy \d+\.\d %  \(best, saved\)", done.err)
 
 
 def test_a_toml_file_describes_the_model(mmt, photos, tmp_path):
@@ -141,6 +161,8 @@ def test_cached_features_are_told_and_found_again(mmt, photos, tmp_path, monkeyp
         (("photos", "-o", "out", "--preset", "tiny", "--vision-init", "x.pth"), 2, "no weights for this tower"),
         (("photos", "-o", "out", "--vision-init", "x.pth"), 5, "vision weights are missing (x.pth"),
         (("photos", "-o", "out", "--freeze", "ears"), 2, "--freeze (got 'ears'"),
+        (("photos", "-o", "out", "--objective", "rhyme"), 2, "--objective (got 'rhyme'"),
+        (("photos", "-o", "out", "--objective", "caption+contrastive", "-b", "1"), 2, "--batch-size 1"),
         (("photos", "-o", "out", "--lr", "nan"), 2, "--lr"),
         (("photos",), 2, "--out"),
     ],

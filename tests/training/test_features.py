@@ -52,7 +52,7 @@ def options(squares: Path, **changes: Any) -> TrainOptions:
 
 @pytest.fixture
 def captioner(squares: Path) -> Captioner:
-    return build(options(squares), open_dataset([str(squares)]), torch.device("cpu"))
+    return build(options(squares), [example.captions for example in open_dataset([str(squares)])])
 
 
 def prepared(squares: Path, captioner: Captioner) -> tuple[FeatureImages, list[Prepared]]:
@@ -228,7 +228,7 @@ def test_options_of_the_run_and_captions_do_not_name_another_file(squares: Path,
     before = file_of(squares, captioner)
     (squares / "7.txt").write_text("Another caption .\n", encoding="utf-8")
     run = options(squares, dropout=0.4, batch_size=3, lr=1e-2, label_smoothing=0.0)
-    assert file_of(squares, build(run, open_dataset([str(squares)]), torch.device("cpu"))) == before
+    assert file_of(squares, build(run, [example.captions for example in open_dataset([str(squares)])])) == before
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
-"""The loss: which tokens are inputs, which are targets, and what padding and prefixes do."""
+"""The caption loss: which tokens are inputs, which are targets, and what padding and prefixes do."""
 
 import torch
 from torch.nn import functional
 
+from mmt_cli.inputs.tokenizer import train_tokenizer
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
-from mmt_cli.training.objectives import caption_loss
+from mmt_cli.training.batches import Batch, encode_captions
+from mmt_cli.training.objectives.caption import Caption
+from mmt_cli.training.objectives.tokens import IGNORED, next_token_loss, teacher
 
 SEED_SMALL = {"vocab_size": 40, "img_size": 16, "patch_size": 8, "d_model": 16, "num_heads": 2, "num_layers": 2}
 
@@ -18,28 +21,98 @@ def build(name: str, settings: dict[str, object]) -> MultimodalTransformer:
     return model.eval()
 
 
+def losses_by_hand(model: MultimodalTransformer, image: ImageTokens | None, rows: list[tuple[int, ...]]) -> list[float]:
+    losses = []
+    for index, row in enumerate(rows):
+        seen = None if image is None else image[index : index + 1]
+        logits_TV = model.read(torch.tensor([row[:-1]]), seen)[0]
+        losses += functional.cross_entropy(logits_TV, torch.tensor(row[1:]), reduction="none").tolist()
+    return losses
+
+
 def test_the_loss_is_the_mean_over_every_word_and_the_end_token_and_no_padding() -> None:
     model = build("tiny", {"text.vocab_size": 40})
-    image = ImageTokens(x_BND=torch.randn(2, 16, 32), grid=(4, 4))
-    rows = [[1, 5, 6, 2], [1, 7, 2]]
-    loss = caption_loss(model, image, rows, label_smoothing=0.0, generator=torch.Generator())
-    words = []
-    for index, row in enumerate(rows):
-        logits_TV = model.read(torch.tensor([row[:-1]]), image[index : index + 1])[0]
-        words.append(functional.cross_entropy(logits_TV, torch.tensor(row[1:]), reduction="none"))
-    torch.testing.assert_close(loss, torch.cat(words).mean())
+    image = model.see(torch.randn(2, 3, 32, 32))
+    rows = [(1, 5, 6, 2), (1, 7, 2)]
+    loss = next_token_loss(model, image, rows, label_smoothing=0.0, generator=torch.Generator())
+    by_hand = losses_by_hand(model, image, rows)
+    torch.testing.assert_close(loss.item(), sum(by_hand) / 5)
+
+
+def test_without_an_image_the_text_stands_alone() -> None:
+    model = build("tiny", {"text.vocab_size": 40})
+    rows = [(1, 5, 6, 2), (1, 7, 2)]
+    loss = next_token_loss(model, None, rows, label_smoothing=0.0, generator=torch.Generator())
+    torch.testing.assert_close(loss.item(), sum(losses_by_hand(model, None, rows)) / 5)
 
 
 def test_a_single_readout_learns_the_word_behind_a_random_prefix() -> None:
     model = build("seed", SEED_SMALL)
-    image_RND = model.see(torch.randn(1, 3, 16, 16))
-    row = [1, 5, 6, 7, 2]
+    image = model.see(torch.randn(1, 3, 16, 16))
+    row = (1, 5, 6, 7, 2)
     losses = set()
     for seed in range(40):
         draw = torch.Generator().manual_seed(seed)
-        losses.add(round(caption_loss(model, image_RND, [row], label_smoothing=0.0, generator=draw).item(), 4))
+        losses.add(round(next_token_loss(model, image, [row], label_smoothing=0.0, generator=draw).item(), 4))
     expected = set()
     for end in range(1, len(row)):
-        logits_1V = model.read(torch.tensor([row[:end]]), image_RND)[0]
+        logits_1V = model.read(torch.tensor([row[:end]]), image)[0]
         expected.add(round(functional.cross_entropy(logits_1V, torch.tensor([row[end]])).item(), 4))
     assert losses == expected
+
+
+def test_a_single_readout_sees_no_padding_and_reads_behind_its_own_prefix() -> None:
+    model = build("seed", SEED_SMALL)
+    image = model.see(torch.randn(3, 3, 16, 16))
+    rows = [(1, 5, 6, 7, 8, 9, 2), (1, 7, 2), (1, 6, 5, 2)]
+    draw = torch.Generator().manual_seed(3)
+    ends = [int(torch.randint(1, len(row), (), generator=draw)) for row in rows]
+    assert len(set(ends)) > 1
+    by_hand = []
+    for index, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        logits_1V = model.read(torch.tensor([row[:end]]), image[index : index + 1])[0]
+        by_hand.append(functional.cross_entropy(logits_1V, torch.tensor([row[end]])).item())
+    draw = torch.Generator().manual_seed(3)
+    loss = next_token_loss(model, image, rows, label_smoothing=0.0, generator=draw)
+    torch.testing.assert_close(loss.item(), sum(by_hand) / 3)
+
+
+def test_placeholders_stand_behind_the_begin_token_and_count_in_the_context() -> None:
+    tokenizer = train_tokenizer(["a b c"] * 2, 300)
+    a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
+    found = encode_captions([["a b c", "a"], ["c"]], tokenizer, 5, [99, 99])
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    assert found == [[(bos, 99, 99, a, b, c), (bos, 99, 99, a, eos)], [(bos, 99, 99, c, eos)]]
+
+
+def test_placeholders_are_read_but_never_a_target() -> None:
+    inputs, targets, valid = teacher([(1, 9, 9, 5, 6, 2), (1, 9, 9, 7, 2)], torch.device("cpu"), placeholder_id=9)
+    assert inputs.tolist() == [[1, 9, 9, 5, 6], [1, 9, 9, 7, 0]]
+    assert targets.tolist() == [[IGNORED, IGNORED, 5, 6, 2], [IGNORED, IGNORED, 7, 2, IGNORED]]
+    assert valid.tolist() == [[True] * 5, [True] * 4 + [False]]
+
+
+def test_every_caption_is_learned_with_its_own_image() -> None:
+    model = build("tiny", {"text.vocab_size": 40})
+    pixels = torch.randn(2, 3, 32, 32)
+    rows = ((1, 5, 6, 2), (1, 7, 2), (1, 8, 9, 2))
+    batch = Batch(keys=("a", "b"), rows=rows, images=pixels, image_R=torch.tensor([1, 0, 1]))
+    losses = Caption(model, model.see, label_smoothing=0.0)(batch, torch.Generator())
+    by_hand = losses_by_hand(model, model.see(pixels[[1, 0, 1]]), list(rows))
+    assert list(losses) == ["loss"]
+    torch.testing.assert_close(losses["loss"].item(), sum(by_hand) / 8)
+
+
+def test_a_single_readout_learns_from_one_caption_an_image() -> None:
+    model = build("seed", SEED_SMALL)
+    pixels = torch.randn(1, 3, 16, 16)
+    rows = ((1, 5, 2), (1, 6, 2))
+    batch = Batch(keys=("a",), rows=rows, images=pixels, image_R=torch.tensor([0, 0]))
+    objective = Caption(model, model.see, label_smoothing=0.0)
+    found = {round(objective(batch, torch.Generator().manual_seed(s))["loss"].item(), 4) for s in range(40)}
+    expected = set()
+    for row in rows:
+        for end in (1, 2):
+            logits_1V = model.read(torch.tensor([row[:end]]), model.see(pixels))[0]
+            expected.add(round(functional.cross_entropy(logits_1V, torch.tensor([row[end]])).item(), 4))
+    assert found == expected
