@@ -30,7 +30,7 @@ class Concat(Fusion):
         self, embedding: TextEmbedding, token_ids_BT: Tensor, valid_BT: Tensor | None, image: ImageTokens | None
     ) -> FusedSequence:
         """Return one sequence, in the order of the config."""
-        image = image or no_image(embedding, token_ids_BT)
+        image = no_image(embedding, token_ids_BT) if image is None else image
         length, count = token_ids_BT.shape[1], image.x_BND.shape[1]
         axes, grid = self.axes, image.grid or (1, count)
         rotary = next_place(axes, grid, image.extra) if axes and count else 0

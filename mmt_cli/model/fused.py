@@ -109,8 +109,12 @@ class Fusion(nn.Module):
         if not self.needs_summary:
             return None, None
         assert image_mean_BD is not None, "a summary without the image's mean"
-        sum_BTD = running_sum(text.x_BTD, text.counted(), before_BD)
-        text_mean_BTD = sum_BTD / (text.tokens.place_BL + 1).clamp_min(1)[..., None]
+        counted_BT = text.counted()
+        sum_BTD = running_sum(text.x_BTD, counted_BT, before_BD)
+        count_BT = counted_BT.cumsum(dim=1)
+        if before_BD is not None:
+            count_BT = count_BT + text.tokens.place_BL[:, :1]
+        text_mean_BTD = sum_BTD / count_BT.clamp_min(1)[..., None]
         return sum_BTD, summary(image_mean_BD[:, None], text_mean_BTD, text.x_BTD)
 
     def _weighed(self, modality: str, x_BLD: Tensor, summary_BLS: Tensor | None) -> Tensor:

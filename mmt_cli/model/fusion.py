@@ -27,7 +27,7 @@ class Cross(Fusion):
         start = TextStart(step=0, rotary=0, slots=0, placeholders=0)
         position_BT = text_positions(token_ids_BT, valid_BT)
         text = words(embedding, token_ids_BT, position_BT, valid_BT, start)
-        image_mean_BD = self._image_mean(image or no_image(embedding, token_ids_BT))
+        image_mean_BD = self._image_mean(no_image(embedding, token_ids_BT) if image is None else image)
         sum_BTD, summary_BTS = self._text_summary(text, image_mean_BD)
         whole = slice(0, token_ids_BT.shape[1])
         return FusedSequence(

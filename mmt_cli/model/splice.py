@@ -36,7 +36,7 @@ class Splice(Fusion):
         Raises:
             UsageError: a row has not as many placeholders as its image has tokens, or they stand apart.
         """
-        image = image or no_image(embedding, token_ids_BT)
+        image = no_image(embedding, token_ids_BT) if image is None else image
         count, length = image.x_BND.shape[1], token_ids_BT.shape[1]
         image_BT = token_ids_BT.eq(self.placeholder_id)
         first_B1 = _first_placeholders(image_BT, count)

@@ -65,8 +65,8 @@ class MultimodalTransformer(nn.Module):
         image: ImageTokens = self.connector(self.vision(pixels_BCHW))
         return image
 
-    def read(self, token_ids_BT: Tensor, image: ImageTokens, *, valid_BT: Tensor | None = None) -> Tensor:
-        """Return the logits as `forward` does, for images that `see` has seen."""
+    def read(self, token_ids_BT: Tensor, image: ImageTokens | None, *, valid_BT: Tensor | None = None) -> Tensor:
+        """Return the logits as `forward` does, for images that `see` has seen; without an image for the text alone."""
         logits_BTV: Tensor = self.head(self.run(self.fused(token_ids_BT, image, valid_BT)))
         return logits_BTV
 
