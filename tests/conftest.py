@@ -139,6 +139,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         | {"block": {"width": 32, "num_heads": 4, "mlp_width": 56, "kernel": {"kind": "linformer", "rank": 3}}},
     },
     "merging": {"vision.merged_tokens": 3, "vision.num_layers": 2, "vision.class_token": True},
+    "merging-connector": {
+        "vision.merged_tokens": 3,
+        "connector": _CONNECTOR | {"block": {"width": 32, "num_heads": 4, "mlp_width": 56, "rope": "1d"}},
+    },
     "pixel-shuffle": {"connector": _CONNECTOR | {"reduction": "pixel_shuffle", "positions": "learned_2d"}},
     "average": {
         "vision.patch_size": 4,

@@ -78,7 +78,7 @@ class RecomputeStepper:
 def build_stepper(
     model: MultimodalTransformer, image: ImageTokens, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Stepper:
-    """Return the quickest stepper that is exact for this model."""
+    """Return the stepper that keeps what was read where the model can, else the one that reads it again."""
     kind = CachedStepper if model.config.cacheable else RecomputeStepper
     return kind(model, image, prompt_ids, max_new_tokens)
 

@@ -1,6 +1,6 @@
 """The one block of the project: an ordered list of residual sublayers, chosen from the config.
 
-B batch, L sequence, D width.
+B batch, L sequence, N image tokens, D width.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.context import Context
 from mmt_cli.model.gate import OpenGate
 from mmt_cli.model.layers import LayerScale, build_mlp, build_norm
+from mmt_cli.model.mask import Visibility
+from mmt_cli.model.reduction import merge_tokens
 
 NEED_MEMORY = ("cross_attention", "cross_mlp")
 
@@ -82,6 +84,25 @@ class Block(nn.ModuleDict):
             if context.has_memory or name not in NEED_MEMORY:
                 x_BLD = sublayer(x_BLD, context)
         return x_BLD
+
+
+class MergingBlock(Block):
+    """Self-attention, merging of like image tokens, MLP (ToMe, Bolya et al. 2023).
+
+    A token that stands for several patches counts as many: the logarithm of its size is added to its scores.
+    """
+
+    def __init__(self, config: BlockConfig, merged: int, extra: int) -> None:
+        super().__init__(_plain(config))
+        self.merged, self.extra = merged, extra
+
+    def forward(self, x_BND: Tensor, size_BN: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return fewer tokens, class tokens first, and their sizes in patches, float32."""
+        bias_BN = size_BN.log().to(x_BND.dtype)
+        context = Context(visibility=Visibility.of_image(x_BND.shape[1], None, x_BND.device, bias_BN))
+        x_BND = self["attention"](x_BND, context)
+        x_BND, size_BN = merge_tokens(x_BND, size_BN, self.merged, self.extra)
+        return self["mlp"](x_BND, context), size_BN
 
 
 def plain_block(config: BlockConfig, num_tokens: int | None = None) -> Block:

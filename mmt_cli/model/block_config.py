@@ -1,4 +1,8 @@
-"""The configuration of one transformer block and of its attention kernel."""
+"""The configuration of one transformer block and of its attention kernel.
+
+Each kernel declares what it supports: `masks` (who sees whom may differ from row to row, keys may have a bias),
+`causal` (no later token mixes into an earlier one), `cacheable` (what was read stays valid), `any_length`.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -12,7 +16,9 @@ class FullKernelConfig(Config):
     """Softmax attention over everything visible."""
 
     kind: Literal["full"] = "full"
+    masks: ClassVar[bool] = True
     causal: ClassVar[bool] = True
+    cacheable: ClassVar[bool] = True
     any_length: ClassVar[bool] = True
 
 
@@ -26,7 +32,9 @@ class SlidingWindowKernelConfig(Config):
     kind: Literal["sliding_window"] = "sliding_window"
     image_window: int = bounded(1, 8_191, 7)  # side of the square around a cell
     text_window: int = bounded(1, 1_048_576, 32)  # words, the reading one among them
+    masks: ClassVar[bool] = True
     causal: ClassVar[bool] = True
+    cacheable: ClassVar[bool] = True
     any_length: ClassVar[bool] = True
 
     def check(self) -> None:
@@ -42,7 +50,9 @@ class LinformerKernelConfig(Config):
 
     kind: Literal["linformer"] = "linformer"
     rank: int = bounded(1, 65_536, 64)
+    masks: ClassVar[bool] = False
     causal: ClassVar[bool] = False
+    cacheable: ClassVar[bool] = False
     any_length: ClassVar[bool] = False
 
 
@@ -52,7 +62,9 @@ class PerformerKernelConfig(Config):
 
     kind: Literal["performer"] = "performer"
     features: int = bounded(1, 65_536, 256)
+    masks: ClassVar[bool] = False
     causal: ClassVar[bool] = True
+    cacheable: ClassVar[bool] = True
     any_length: ClassVar[bool] = True
 
 
@@ -69,7 +81,7 @@ class BlockConfig(Config):
     mlp_width: int = bounded(1, 262_144)
     norm: Literal["pre", "post", "sandwich"] = "pre"
     norm_kind: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = bounded(0.0, 1.0, 1e-5)
+    norm_eps: float = bounded(1e-12, 1.0, 1e-5)  # at 0 a token of zeros would be NaN
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gated: bool = False  # a second map multiplies the activated one: with silu, SwiGLU
     qkv_bias: bool = True

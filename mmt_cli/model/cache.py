@@ -36,7 +36,10 @@ class Slots:
 
 
 class Int8Slots(Slots):
-    """The same in 8 bits, one scale for each token and head: numbers are off by 1/254 of the largest at most."""
+    """The same in 8 bits, one scale for each token and head.
+
+    Numbers are off by 1/254 of the largest at most in float32, by 1/100 in bfloat16, which itself rounds as coarsely.
+    """
 
     def __init__(self, like_BHLE: Tensor, capacity: int) -> None:
         batch, heads, _, head_width = like_BHLE.shape

@@ -79,7 +79,10 @@ class CrossConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedCrossConfig(Config):
-    """Cross-attention and an MLP before every n-th block, behind gates that start at zero (Flamingo)."""
+    """Cross-attention and an MLP before every n-th block, behind gates that start at zero (Flamingo).
+
+    What they add is nothing at first; but a text.block.norm `post` normalises the sum with nothing, too.
+    """
 
     kind: Literal["gated_cross"] = "gated_cross"
     every: int = bounded(1, 512, 1)
@@ -117,24 +120,17 @@ class ModelConfig(Config):
             self._check_splice(self.fusion)
 
     def _check_without_grid(self) -> None:
-        parts = {f"text.block.{name}": value for name, value in self._grid_parts(self.text.block).items()}
-        if not self.joint:
-            parts = {}
-        if self.connector is not None:
-            connector = self.connector
-            parts |= {f"connector.block.{name}": value for name, value in self._grid_parts(connector.block).items()}
-            parts |= {"connector.reduction": connector.reduction} if connector.reduction != "none" else {}
-            parts |= {"connector.positions": connector.positions} if connector.positions.endswith("2d") else {}
-        for name, value in parts.items():
+        """Raise ConfigError for what asks for rows and columns after tokens have been merged."""
+        asking = _grid_settings("text.block", self.text.block) if self.joint else []
+        connector = self.connector
+        if connector is not None:
+            asking += _grid_settings("connector.block", connector.block)
+            asking += [f"connector.reduction {connector.reduction}"] if connector.reduction != "none" else []
+            asking += [f"connector.positions {connector.positions}"] if connector.positions.endswith("2d") else []
+        if asking:
             raise ConfigError(
-                f"merged tokens lie in no grid (vision.merged_tokens above 0, {name} {value}); leave one out"
+                f"merged tokens lie in no grid (vision.merged_tokens above 0, {asking[0]}); leave one out"
             )
-
-    @staticmethod
-    def _grid_parts(block: BlockConfig) -> dict[str, str]:
-        """Return the settings of a block that ask for rows and columns."""
-        parts = {"rope": block.rope} if block.rope in ("2d", "multimodal") else {}
-        return parts | ({"kernel": block.kernel.kind} if block.kernel.kind == "sliding_window" else {})
 
     def _check_fusion(self) -> None:
         fusion, block = self.fusion, self.text.block
@@ -151,6 +147,11 @@ class ModelConfig(Config):
         if block.kernel.kind == "performer" and self.text.cache != "full":
             raise ConfigError(
                 f"sums lose what int8 drops (text.block.kernel performer, text.cache {self.text.cache}); use full"
+            )
+        if not self.joint and fusion.gate != "none" and block.layer_scale == 0.0:
+            raise ConfigError(
+                f"of two factors that are zero neither learns (fusion.gate {fusion.gate}, text.block.layer_scale 0.0); "
+                "start the scale above 0"
             )
         alone = {"experts": block.experts, "rope": block.rope.replace("1d", "none")}
         for name, value in alone.items():
@@ -171,10 +172,10 @@ class ModelConfig(Config):
                 f"the placeholder is no token (fusion.placeholder_id {fusion.placeholder_id}, "
                 f"text.vocab_size {self.text.vocab_size}); use one below"
             )
-        if fusion.visibility == "prefix" and self.text.block.kernel.kind == "performer":
+        if fusion.visibility == "prefix" and not self.text.block.kernel.masks:
             raise ConfigError(
-                "performer sums in one order for all rows (text.block.kernel performer, fusion.visibility prefix, "
-                "fusion.kind splice); use visibility causal"
+                f"this kernel has one order for all rows (text.block.kernel {self.text.block.kernel.kind}, "
+                "fusion.visibility prefix, fusion.kind splice); use visibility causal"
             )
 
     @property
@@ -203,7 +204,8 @@ class ModelConfig(Config):
     @property
     def cacheable(self) -> bool:
         """Whether earlier tokens' keys and values stay valid when a token is added."""
-        return not (isinstance(self.fusion, ConcatConfig) and self.fusion.visibility == "bidirectional")
+        bidirectional = isinstance(self.fusion, ConcatConfig) and self.fusion.visibility == "bidirectional"
+        return self.text.block.kernel.cacheable and not bidirectional
 
     @property
     def placeholder_id(self) -> int | None:
@@ -212,3 +214,9 @@ class ModelConfig(Config):
             return None
         given = self.fusion.placeholder_id
         return self.text.vocab_size - 1 if given is None else given
+
+
+def _grid_settings(part: str, block: BlockConfig) -> list[str]:
+    """Return the settings of a block that ask for rows and columns."""
+    settings = [f"{part}.rope {block.rope}"] if block.rope in ("2d", "multimodal") else []
+    return settings + ([f"{part}.kernel sliding_window"] if block.kernel.kind == "sliding_window" else [])

@@ -33,13 +33,7 @@ class PatchTowerConfig(Config):
             raise ConfigError(
                 f"patches do not tile the image (patch_size {self.patch_size}, image_size {self.image_size}); fit them"
             )
-        before_last = self.num_tokens - self.class_token + self.merged_tokens
-        if self.num_layers and 2 * self.merged_tokens > before_last:
-            cells = self.grid[0] * self.grid[1]
-            raise ConfigError(
-                f"a block can merge half of its tokens at most (merged_tokens {self.merged_tokens} in each of "
-                f"{self.num_layers} layers, {cells} patches); merge fewer"
-            )
+        self.grid_of(self.image_size, self.image_size)
         if self.merged_tokens and (self.block.kernel.kind != "full" or self.block.rope != "none"):
             part = self.block.kernel.kind if self.block.rope == "none" else f"rope {self.block.rope}"
             raise ConfigError(
@@ -73,13 +67,20 @@ class PatchTowerConfig(Config):
         """Return rows and columns of an image of these sides in pixels.
 
         Raises:
-            ConfigError: some pixels would go unseen.
+            ConfigError: some pixels would go unseen, or a block would have too few patches to merge.
         """
         if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
             raise ConfigError(
                 f"patches do not tile the image (patch_size {self.patch_size}, {height} x {width} pixels); resize it"
             )
-        return height // self.patch_size, width // self.patch_size
+        rows, columns = height // self.patch_size, width // self.patch_size
+        before_last = rows * columns - (self.num_layers - 1) * self.merged_tokens
+        if self.num_layers and 2 * self.merged_tokens > before_last:
+            raise ConfigError(
+                f"a block can merge half of its tokens at most (merged_tokens {self.merged_tokens} in each of "
+                f"{self.num_layers} layers, {rows * columns} patches); merge fewer"
+            )
+        return rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.context import Context
 
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm in its weight's dtype, as autocast has layer norm: mixed dtypes have no fast kernel."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return BLD."""
+        return super().forward(x_BLD.to(self.weight.dtype))
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
 
 
 def build_norm(config: BlockConfig, width: int | None = None) -> nn.Module:

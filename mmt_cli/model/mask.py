@@ -33,7 +33,11 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """How far a token sees within its modality: a square of cells around it, or the last words, itself among them."""
+    """How far a token sees within its modality: a square of cells around it, or the nearest words.
+
+    Of causal text these are the last `text` words, the reading one among them; where words see those to come, as many
+    of those.
+    """
 
     image: int  # side of the square, odd
     text: int
@@ -105,7 +109,7 @@ class Visibility:
         queries, keys = self.queries, self.keys
         place_BQ1, place_B1K = queries.place_BL[:, :, None], keys.place_BL[:, None, :]
         image_BQ1, image_B1K = queries.image_BL[:, :, None], keys.image_BL[:, None, :]
-        near_BQK = image_BQ1 | image_B1K | (place_BQ1 - place_B1K < window.text)
+        near_BQK = image_BQ1 | image_B1K | ((place_BQ1 - place_B1K).abs() < window.text)
         if self.grid is None or self.start:  # no image, or it came with the first tokens: what follows is text
             return near_BQK
         columns, reach = self.grid[1], window.image // 2

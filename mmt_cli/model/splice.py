@@ -39,6 +39,8 @@ class Splice(Fusion):
         image = no_image(embedding, token_ids_BT) if image is None else image
         count, length = image.x_BND.shape[1], token_ids_BT.shape[1]
         image_BT = token_ids_BT.eq(self.placeholder_id)
+        if valid_BT is not None:
+            image_BT = image_BT & valid_BT  # what fills up rows may have the placeholder's id
         first_B1 = _first_placeholders(image_BT, count)
         position_BT = text_positions(token_ids_BT, valid_BT).expand(len(token_ids_BT), -1)
         tokens = Tokens(

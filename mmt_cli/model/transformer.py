@@ -14,7 +14,7 @@ from mmt_cli.model.context import Context, ImageTokens
 from mmt_cli.model.contrastive import ContrastiveHead
 from mmt_cli.model.fused import FusedSequence
 from mmt_cli.model.fusion import build_fusion
-from mmt_cli.model.gate import TanhGate, build_gate
+from mmt_cli.model.gate import Gate, build_gate
 from mmt_cli.model.mask import Visibility
 from mmt_cli.model.rotary import build_rotary
 from mmt_cli.model.text import TextEmbedding, VocabularyHead
@@ -175,7 +175,7 @@ def initialise(model: MultimodalTransformer) -> None:
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     for module in model.modules():
-        if isinstance(module, TanhGate):
+        if isinstance(module, Gate):
             module.reset()
     if model.config.text.head == "own":
         nn.init.normal_(model.head.projection.weight, std=0.02)

@@ -3,14 +3,12 @@
 B batch, C channels, H height, W width in pixels, N image tokens, D width.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mmt_cli.errors import UsageError
-from mmt_cli.model.block import Block, plain_block
+from mmt_cli.model.block import MergingBlock, plain_block
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.context import Context, ImageTokens
 from mmt_cli.model.convnet import EfficientNetLite0
@@ -18,7 +16,7 @@ from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTo
 from mmt_cli.model.layers import build_norm
 from mmt_cli.model.mask import Visibility
 from mmt_cli.model.position import build_positions, table_rows
-from mmt_cli.model.reduction import build_reduction, merge_tokens, reduced_width
+from mmt_cli.model.reduction import build_reduction, reduced_width
 from mmt_cli.model.rotary import build_rotary, image_places
 
 
@@ -57,7 +55,6 @@ class ImageBlocks(nn.ModuleList):
     """Blocks over images alone, where everything sees everything."""
 
     def __init__(self, config: BlockConfig, num_layers: int, num_tokens: int) -> None:
-        self.width = config.width
         super().__init__(plain_block(config, num_tokens) for _ in range(num_layers))
         self.rotary = build_rotary(config)
         self.axes = {"1d": 1, "2d": 2}.get(config.rope, 0)
@@ -68,34 +65,26 @@ class ImageBlocks(nn.ModuleList):
         visibility = Visibility.of_image(x_BND.shape[1], image.grid, x_BND.device)
         rotation = None
         if self.rotary is not None:
-            assert image.grid is not None, "rotary positions without a grid"
-            rotation = self.rotary(image_places(self.axes, image.grid, image.extra, x_BND.device)[None])
+            grid = image.grid or (1, x_BND.shape[1])  # merged tokens lie in no grid and are counted
+            rotation = self.rotary(image_places(self.axes, grid, image.extra, x_BND.device)[None])
         context = Context(visibility=visibility, rotation=rotation)
         for block in self:
             x_BND = block(x_BND, context)
         return ImageTokens(x_BND=x_BND, grid=image.grid)
 
 
-class MergingBlocks(ImageBlocks):
-    """Blocks that merge like tokens between attention and MLP (ToMe, Bolya et al. 2023).
+class MergingBlocks(nn.ModuleList):
+    """Blocks that merge like tokens (ToMe, Bolya et al. 2023)."""
 
-    A token that stands for several counts as many in later attention: the logarithm of its size is added to its scores.
-    """
-
-    def __init__(self, config: BlockConfig, num_layers: int, num_tokens: int, merged: int) -> None:
-        super().__init__(config, num_layers, num_tokens)
-        self.merged = merged
+    def __init__(self, config: BlockConfig, num_layers: int, merged: int, extra: int) -> None:
+        super().__init__(MergingBlock(config, merged, extra) for _ in range(num_layers))
 
     def forward(self, image: ImageTokens) -> ImageTokens:
         """Return fewer image tokens, which lie in no grid."""
-        x_BND, extra = image.x_BND, image.extra
+        x_BND = image.x_BND
         size_BN = torch.ones_like(x_BND[..., 0], dtype=torch.float32)
-        for block in cast("list[Block]", self):
-            bias_BN = size_BN.log().to(x_BND.dtype)
-            context = Context(visibility=Visibility.of_image(x_BND.shape[1], None, x_BND.device, bias_BN))
-            x_BND = block["attention"](x_BND, context)
-            x_BND, size_BN = merge_tokens(x_BND, size_BN, self.merged, extra)
-            x_BND = block["mlp"](x_BND, context)
+        for block in self:
+            x_BND, size_BN = block(x_BND, size_BN)
         return ImageTokens(x_BND=x_BND, grid=None)
 
 
@@ -116,7 +105,7 @@ class PatchTower(nn.Module):
         self.blocks = (
             ImageBlocks(config.block, config.num_layers, cells)
             if config.keeps_grid
-            else MergingBlocks(config.block, config.num_layers, cells, config.merged_tokens)
+            else MergingBlocks(config.block, config.num_layers, config.merged_tokens, extra)
         )
         self.norm = build_norm(config.block) if config.final_norm else nn.Identity()
 
@@ -166,27 +155,39 @@ class Connector(nn.Module):
         self.home = config.reduced(tower.grid) if tower.keeps_grid else None
         extra = int(tower.class_token)
         cells = tower.num_tokens - extra if self.home is None else self.home[0] * self.home[1]
+        self.num_tokens = cells + extra
         self.reduce = build_reduction(config)
         self.projection = nn.Linear(reduced_width(config, tower.width), width)
         rows = table_rows(config.positions, self.home or (1, cells), extra)
         self.positions = nn.Parameter(torch.zeros(rows, width)) if rows else None
         self.place = build_positions(config.positions, width, self.home, extra)
         self.dropout = nn.Dropout(config.block.dropout)
-        self.blocks = ImageBlocks(config.block, config.num_layers, cells + extra)
+        self.blocks = ImageBlocks(config.block, config.num_layers, self.num_tokens)
         self.norm = build_norm(config.block)
 
     def forward(self, image: ImageTokens) -> ImageTokens:
         """Return image tokens in the connector's width.
 
         Raises:
-            UsageError: a kernel of one length cannot read as many.
+            UsageError: a kernel of one length, or a table of merged tokens' positions, does not fit as many.
         """
         grid = None if image.grid is None else self.config.reduced(image.grid)
         _check_length(self.config.block, grid, self.home)
+        if grid is None:
+            self._check_merged(image.x_BND.shape[1])
         x_BND = self.projection(self.reduce(image.x_BND, image.grid))
         x_BND = self.dropout(_placed(x_BND, self.place(self.positions, grid, x_BND)))
         image = self.blocks(ImageTokens(x_BND=x_BND, grid=grid))
         return ImageTokens(x_BND=self.norm(image.x_BND), grid=grid)
+
+    def _check_merged(self, found: int) -> None:
+        fixed = self.config.positions == "learned" or not self.config.block.kernel.any_length
+        if fixed and found != self.num_tokens:
+            part = "positions learned" if self.config.block.kernel.any_length else self.config.block.kernel.kind
+            raise UsageError(
+                f"merged tokens cannot be resampled (connector {part}, of {self.num_tokens} tokens, {found} given); "
+                "resize the images"
+            )
 
 
 def _placed(x_BND: Tensor, positions_ND: Tensor | None) -> Tensor:

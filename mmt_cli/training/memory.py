@@ -1,36 +1,42 @@
-"""Training in less memory: activations computed again in the backward pass instead of kept.
+"""Training in less memory: activations computed again in the backward pass instead of kept."""
 
-B batch, L sequence, D width.
-"""
-
-from typing import cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmt_cli.model.block import Block
-from mmt_cli.model.context import Context
+from mmt_cli.model.block import Block, MergingBlock
 
 
-class RecomputedBlock(Block):
-    """A block that keeps only its input for the backward pass, and then runs forward again (Chen et al. 2016).
+class Recomputed(nn.Module):
+    """Keeps only its input for the backward pass, and then runs forward again (Chen et al. 2016).
 
     The second run draws the same dropout and casts as the first under autocast, so gradients stay the same to the bit.
     """
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Return what the block returns."""
+    def forward(self, *inputs: Any) -> Any:
+        """Return what the class that this one is mixed into returns."""
         if not torch.is_grad_enabled():
-            return super().forward(x_BLD, context)
-        return cast("Tensor", checkpoint(super().forward, x_BLD, context, use_reentrant=False))
+            return super().forward(*inputs)
+        return checkpoint(super().forward, *inputs, use_reentrant=False)
+
+
+class RecomputedBlock(Recomputed, Block):
+    """A block of tower, connector or decoder."""
+
+
+class RecomputedMergingBlock(Recomputed, MergingBlock):
+    """A block of a tower that merges tokens."""
+
+
+RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {Block: RecomputedBlock, MergingBlock: RecomputedMergingBlock}
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Make every block of the model, in tower, connector and decoder, a `RecomputedBlock`, in place.
+    """Have every block of the model, in tower, connector and decoder, recomputed, in place.
 
     The class alone changes: weights, their names, and copies of the model stay what they are.
     """
     for module in model.modules():
-        if type(module) is Block:
-            module.__class__ = RecomputedBlock
+        module.__class__ = RECOMPUTED.get(type(module), type(module))

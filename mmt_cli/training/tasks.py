@@ -147,9 +147,15 @@ class MaskedTask(CaptionTask):
             raise UsageError(
                 "merged tokens are no cells to hide (--objective masked, vision.merged_tokens above 0); merge none"
             )
+        words = _words(self.captioner)
+        if config.placeholder_id == words.pad_id:
+            raise UsageError(
+                f"a hidden word would be taken for the image (fusion.placeholder_id {words.pad_id}, "
+                f"the tokenizer's <pad> {words.pad_id}); use another placeholder"
+            )
         objective = Masked(
             self.captioner.model,
-            _words(self.captioner),
+            words,
             grid=config.image_grid,
             pixels=(config.vision.channels, preprocessing.height, preprocessing.width),
             label_smoothing=self.options.label_smoothing,

@@ -45,7 +45,7 @@ def blocks(draw: st.DrawFn, width: int | None = None, *, reads_text: bool = Fals
         mlp_width=draw(st.integers(1, 500)),
         norm=draw(st.sampled_from(["pre", "post", "sandwich"])),
         norm_kind=draw(st.sampled_from(["layernorm", "rmsnorm"])),
-        norm_eps=draw(st.floats(0, 1)),
+        norm_eps=draw(st.floats(1e-12, 1)),
         activation=draw(st.sampled_from(["gelu", "relu", "silu"])),
         gated=draw(st.booleans()),
         qkv_bias=draw(st.booleans()),

@@ -72,6 +72,14 @@ def _words(length: int, lengths: list[int] | None = None) -> Visibility:
     return Visibility(queries=tokens, keys=tokens, segments=(Segment(start=0, end=length, causal=True),))
 
 
+def test_words_that_see_each_other_see_as_far_back_as_ahead() -> None:
+    tokens = _text(5, causal=False)
+    visibility = Visibility(queries=tokens, keys=tokens, segments=(Segment(start=0, end=5, causal=False),))
+    mask_B1QK = visibility.mask(Window(image=1, text=2))
+    assert mask_B1QK is not None
+    assert torch.equal(mask_B1QK[0, 0], torch.ones(5, 5).tril(1).triu(-1).bool())
+
+
 def _qkv(length: int, *, batch: int = 2, heads: int = 4, shared: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(length)
     return [torch.randn(batch, length, n, 8, generator=generator).transpose(1, 2) for n in (heads, shared, shared)]

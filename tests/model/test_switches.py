@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmt_cli.errors import ConfigError
+from mmt_cli.errors import ConfigError, UsageError
 from mmt_cli.model.cache import Int8Slots, Slots
 from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.presets import preset
@@ -231,8 +231,6 @@ def test_an_int8_cache_is_close_and_a_quarter_as_large(tools: ModuleType) -> Non
 
 
 def test_placeholders_that_do_not_fit_the_image_are_named(tools: ModuleType) -> None:
-    from mmt_cli.errors import UsageError
-
     model = tools.build_model(config_of(tools, {"fusion": {"kind": "splice"}}))
     image, hole = model.see(tools.random_pixels(model.config, 2)), model.config.placeholder_id
     count = model.config.num_image_tokens
@@ -240,6 +238,30 @@ def test_placeholders_that_do_not_fit_the_image_are_named(tools: ModuleType) -> 
         good = [3, *[hole] * count, 4]
         with pytest.raises(UsageError, match=rf"row 1: {count} image tokens, {row.count(hole)} placeholders"):
             model.read(torch.tensor([good, row]), image)
+
+
+def test_padding_of_the_placeholders_id_is_no_placeholder(tools: ModuleType) -> None:
+    model = tools.build_model(config_of(tools, {"fusion": {"kind": "splice", "placeholder_id": 0}}))
+    image = model.see(tools.random_pixels(model.config, 2))
+    row = [3, *[0] * model.config.num_image_tokens, 4]
+    ids, valid = torch.tensor([[*row, 5, 6], [*row, 0, 0]]), torch.ones(2, len(row) + 2, dtype=torch.bool)
+    valid[1, -2:] = False
+    padded = model.read(ids, image, valid_BT=valid)
+    assert (padded[1, :-2] - model.read(torch.tensor([row]), image[1:])[0]).abs().max() <= NOISE
+
+
+@pytest.mark.parametrize(
+    "part", [{"positions": "learned"}, {"block": {"kernel": {"kind": "linformer"}}}], ids=["learned", "linformer"]
+)
+def test_merged_tokens_that_do_not_fit_are_refused(part: dict[str, Any], tools: ModuleType) -> None:
+    connector = CONNECTOR["connector"] | part
+    connector["block"] = CONNECTOR["connector"]["block"] | part.get("block", {})
+    settings = {"vision.merged_tokens": 3, "vision.num_layers": 2, "connector": connector}
+    model = tools.build_model(config_of(tools, settings))
+    with pytest.raises(UsageError, match="10 tokens, 30 given"):
+        model.see(torch.zeros(1, 3, 48, 48))
+    with pytest.raises(UsageError, match=r"merged_tokens 3 .* 2 patches"):
+        model.see(torch.zeros(1, 3, 16, 8))
 
 
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -295,6 +317,10 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "performer and rows that differ": (
         {"fusion": {"kind": "splice", "visibility": "prefix"}, "text.block.kernel": {"kind": "performer"}},
         ["text.block.kernel performer", "fusion.visibility prefix"],
+    ),
+    "two factors that stay zero": (
+        {"fusion": {"kind": "gated_cross"}, "text.block.layer_scale": 0.0},
+        ["fusion.gate tanh", "text.block.layer_scale 0.0"],
     ),
     "sines of an odd width": (
         {"vision.positions": "sincos_2d", "vision.block.width": 30, "text.block.width": 30},

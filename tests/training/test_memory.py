@@ -121,6 +121,18 @@ def test_blocks_of_tower_connector_and_decoder_run_again_in_the_backward_pass(co
     assert runs[len(forward) :] == forward[::-1]
 
 
+def test_blocks_that_merge_tokens_run_again_too(tools: Any) -> None:
+    config, found = preset("tiny", {"vision.merged_tokens": 3, "vision.num_layers": 2, "text.vocab_size": 50}), []
+    for recomputed in (False, True):
+        model = build(config, tools, recomputed=recomputed)
+        runs: list[int] = []
+        model.vision.blocks[0]["mlp"].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        loss_of(model, tools).backward()
+        found.append((len(runs), [parameter.grad for parameter in model.parameters()]))
+    assert [count for count, _ in found] == [1, 2]
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
+
+
 def test_weight_names_stay_and_a_copy_runs_on_its_own_weights(config: ModelConfig, tools: Any) -> None:
     plain, recomputed = (build(config, tools, recomputed=flag) for flag in (False, True))
     assert list(plain.state_dict()) == list(recomputed.state_dict())
