@@ -25,6 +25,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for photo in (ROOT / "tests/data").glob("*.jpg"):
         shutil.copy(photo, folder / "photos")
         (folder / "photos" / f"{photo.stem}.txt").write_text(f"A {photo.stem} in a photo.\n", encoding="utf-8")
+    (folder / "sentences.txt").write_text("A dog runs.\nTwo dogs run on a beach.\n" * 40, encoding="utf-8")
     return folder
 
 
