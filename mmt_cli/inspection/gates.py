@@ -17,7 +17,8 @@ from mmt_cli.captioning.run import item_seed
 from mmt_cli.checkpoint.reference import open_reference
 from mmt_cli.errors import ModelError, UsageError, shown
 from mmt_cli.model.context import ImageTokens
-from mmt_cli.model.gate import GATES, TanhGate
+from mmt_cli.model.gate import GATES
+from mmt_cli.model.gate import Gate as GateModule
 from mmt_cli.model.presets import referenced_preset
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -151,7 +152,7 @@ def gate_values(
         image: one, as `model.see` has seen it.
         first: index of the first token whose gates are wanted.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, TanhGate)}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, GateModule)}
     values = _watched(model, modules, torch.tensor([token_ids], device=image.x_BND.device), image)
     placeholder = model.config.placeholder_id
     found = []
@@ -169,13 +170,13 @@ def gate_values(
 
 
 def _watched(
-    model: MultimodalTransformer, gates: dict[str, TanhGate], token_ids_1T: Tensor, image: ImageTokens
+    model: MultimodalTransformer, gates: dict[str, GateModule], token_ids_1T: Tensor, image: ImageTokens
 ) -> dict[str, Tensor]:
     """Return what each gate lets through in one pass: values_1L1, or one number."""
     values: dict[str, Tensor] = {}
 
     def keep(name: str, gate: nn.Module, inputs: tuple[Tensor, Tensor, Tensor | None], _output: Tensor) -> None:
-        assert isinstance(gate, TanhGate)
+        assert isinstance(gate, GateModule)
         _update_1LD, x_1LD, summary_1LS = inputs
         values[name] = gate.value(x_1LD, summary_1LS)
 
