@@ -134,8 +134,10 @@ class Captioner:
     @property
     def image_ids(self) -> list[int]:
         """The placeholders behind the begin token whose places the image takes; none where it stands elsewhere."""
-        placeholder = self.model.config.placeholder_id
-        return [] if placeholder is None else [placeholder] * self.model.config.num_image_tokens
+        config = self.model.config
+        if config.placeholder_id is None:
+            return []
+        return [config.placeholder_id] * config.image_shape(self.preprocessing.height, self.preprocessing.width)[1]
 
     def encode_prompt(self, prompt: str | None) -> list[int]:
         """Return the ids that a caption starts from: the begin token and the prompt's, without outer white space.

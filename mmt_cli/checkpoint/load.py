@@ -16,7 +16,7 @@ from mmt_cli.checkpoint.header import read_header
 from mmt_cli.checkpoint.keymap import Rules, map_names
 from mmt_cli.checkpoint.reference import Source
 from mmt_cli.decoding.options import GenerationOptions
-from mmt_cli.errors import ModelError, UsageError, shown
+from mmt_cli.errors import ConfigError, ModelError, UsageError, shown
 from mmt_cli.inputs.preprocess import Preprocessing
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.config import ModelConfig
@@ -106,15 +106,16 @@ def load_preprocessing(source: Source) -> Preprocessing:
     """Return the folder's image preprocessing; without one, that of a new model.
 
     Raises:
-        ModelError: the file is broken, or makes images of another size than the model reads.
+        ModelError: the file is broken, or makes images of a size that the model cannot read.
     """
-    path, size = source.folder / PREPROCESSOR, source.config.vision.image_size
+    path = source.folder / PREPROCESSOR
     if not path.exists():
         return default_preprocessing(source.config)
     found = Preprocessing.from_json(read_json(path))
-    if (found.height, found.width) != (size, size):
-        sizes = f"{found.height} x {found.width} pixels, the config needs {size} x {size}"
-        raise ModelError(f"preprocessing and config do not fit ({path}, {sizes}); use a matching pair")
+    try:
+        source.config.image_shape(found.height, found.width)
+    except ConfigError as error:
+        raise ModelError(f"preprocessing and config do not fit ({path}): {error}") from error
     return found
 
 

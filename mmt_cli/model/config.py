@@ -185,16 +185,42 @@ class ModelConfig(Config):
 
     @property
     def image_grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the image tokens that reach the fusion; None where tokens have been merged."""
-        if not self.vision.keeps_grid:
-            return None
-        return self.vision.grid if self.connector is None else self.connector.reduced(self.vision.grid)
+        """`image_shape`'s grid for an image of the tower's own size."""
+        return self.image_shape(self.vision.image_size, self.vision.image_size)[0]
 
     @property
     def num_image_tokens(self) -> int:
-        """Image tokens that reach the fusion, for an image of the tower's own size."""
-        grid = self.image_grid
-        return self.vision.num_tokens if grid is None else grid[0] * grid[1] + self.vision.class_token
+        """`image_shape`'s number of tokens for an image of the tower's own size."""
+        return self.image_shape(self.vision.image_size, self.vision.image_size)[1]
+
+    def image_shape(self, height: int, width: int) -> tuple[tuple[int, int] | None, int]:
+        """Return the shape in which an image of these sides, in pixels, reaches the fusion.
+
+        Returns:
+            Rows and columns of its tokens, None where tokens have been merged; and how many there are, class tokens
+            included.
+
+        Raises:
+            ConfigError: this model cannot read such an image.
+        """
+        grid = self.vision.grid_of(height, width)
+        if grid != self.vision.grid:
+            self._check_other_size(f"{height} x {width} pixels")
+        if not self.vision.keeps_grid:
+            return None, self.vision.tokens_of(grid)
+        reduced = grid if self.connector is None else self.connector.reduced(grid)
+        return reduced, reduced[0] * reduced[1] + self.vision.class_token
+
+    def _check_other_size(self, sides: str) -> None:
+        """Raise ConfigError where a part is made for the tokens of one image size."""
+        parts = {"vision": self.vision, "connector": self.connector}
+        blocks = {name: part.block for name, part in parts.items() if part and not isinstance(part, ConvTowerConfig)}
+        fixed = [f"{name}.block.kernel {b.kernel.kind}" for name, b in blocks.items() if not b.kernel.any_length]
+        if self.connector is not None and self.connector.positions == "learned" and not self.vision.keeps_grid:
+            fixed.append("connector.positions learned of merged tokens")
+        if fixed:
+            size = self.vision.image_size
+            raise ConfigError(f"images of one size alone ({fixed[0]}, {size} x {size} pixels, {sides} given); resize")
 
     @property
     def joint(self) -> bool:

@@ -55,8 +55,12 @@ class PatchTowerConfig(Config):
 
     @property
     def num_tokens(self) -> int:
-        """Image tokens: the patches, less those merged, and the class token before them where there is one."""
-        return self.grid[0] * self.grid[1] - self.num_layers * self.merged_tokens + self.class_token
+        """Image tokens of an image of `image_size`."""
+        return self.tokens_of(self.grid)
+
+    def tokens_of(self, grid: tuple[int, int]) -> int:
+        """Return the image tokens: the patches, less those merged, and the class token where there is one."""
+        return grid[0] * grid[1] - self.num_layers * self.merged_tokens + self.class_token
 
     @property
     def keeps_grid(self) -> bool:
@@ -101,8 +105,12 @@ class ConvTowerConfig(Config):
 
     @property
     def num_tokens(self) -> int:
-        """Cells of the feature map."""
-        return self.grid[0] * self.grid[1]
+        """Image tokens of an image of `image_size`."""
+        return self.tokens_of(self.grid)
+
+    def tokens_of(self, grid: tuple[int, int]) -> int:
+        """Return the image tokens: the cells of the feature map."""
+        return grid[0] * grid[1]
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the feature map, whose sides are a 32nd of the image's, rounded up.

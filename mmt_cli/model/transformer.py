@@ -62,6 +62,7 @@ class MultimodalTransformer(nn.Module):
         found, wanted = pixels_BCHW.shape[1], self.config.vision.channels
         if found != wanted:
             raise UsageError(f"pixels and model do not fit (found {found} channels, the model reads {wanted}); convert")
+        self.config.image_shape(*pixels_BCHW.shape[2:])
         image: ImageTokens = self.connector(self.vision(pixels_BCHW))
         return image
 

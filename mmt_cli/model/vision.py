@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmt_cli.errors import UsageError
 from mmt_cli.model.block import MergingBlock, plain_block
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.context import Context, ImageTokens
@@ -110,13 +109,8 @@ class PatchTower(nn.Module):
         self.norm = build_norm(config.block) if config.final_norm else nn.Identity()
 
     def forward(self, pixels_BCHW: Tensor) -> ImageTokens:
-        """Return the image tokens, the class token first where there is one.
-
-        Raises:
-            UsageError: patches do not tile the pixels, or a kernel of one length cannot read them.
-        """
+        """Return the image tokens, the class token first where there is one."""
         grid = self.config.grid_of(*pixels_BCHW.shape[-2:])
-        _check_length(self.config.block, grid, self.config.grid)
         x_BND = self.embedding(pixels_BCHW)
         if self.class_token is not None:
             x_BND = torch.cat([self.class_token.expand(len(x_BND), -1, -1), x_BND], dim=1)
@@ -130,16 +124,10 @@ class ConvTower(nn.Module):
 
     def __init__(self, config: ConvTowerConfig) -> None:
         super().__init__()
-        self.config = config
         self.features = EfficientNetLite0()
 
     def forward(self, pixels_BCHW: Tensor) -> ImageTokens:
-        """Return image tokens: on 224 pixels a square, 7 x 7 cells of width 1,280.
-
-        Raises:
-            UsageError: the pixels are too few for a cell.
-        """
-        self.config.grid_of(*pixels_BCHW.shape[-2:])
+        """Return image tokens: on 224 pixels a square, 7 x 7 cells of width 1,280."""
         features_BDHW: Tensor = self.features(pixels_BCHW)
         rows, columns = features_BDHW.shape[-2:]
         return ImageTokens(x_BND=features_BDHW.flatten(2).transpose(1, 2), grid=(rows, columns))
@@ -152,54 +140,29 @@ class Connector(nn.Module):
         super().__init__()
         self.config = config
         width = config.block.width
-        self.home = config.reduced(tower.grid) if tower.keeps_grid else None
+        home = config.reduced(tower.grid) if tower.keeps_grid else None
         extra = int(tower.class_token)
-        cells = tower.num_tokens - extra if self.home is None else self.home[0] * self.home[1]
-        self.num_tokens = cells + extra
+        cells = tower.num_tokens - extra if home is None else home[0] * home[1]
         self.reduce = build_reduction(config)
         self.projection = nn.Linear(reduced_width(config, tower.width), width)
-        rows = table_rows(config.positions, self.home or (1, cells), extra)
+        rows = table_rows(config.positions, home or (1, cells), extra)
         self.positions = nn.Parameter(torch.zeros(rows, width)) if rows else None
-        self.place = build_positions(config.positions, width, self.home, extra)
+        self.place = build_positions(config.positions, width, home, extra)
         self.dropout = nn.Dropout(config.block.dropout)
-        self.blocks = ImageBlocks(config.block, config.num_layers, self.num_tokens)
+        self.blocks = ImageBlocks(config.block, config.num_layers, cells + extra)
         self.norm = build_norm(config.block)
 
     def forward(self, image: ImageTokens) -> ImageTokens:
-        """Return image tokens in the connector's width.
-
-        Raises:
-            UsageError: a kernel of one length, or a table of merged tokens' positions, does not fit as many.
-        """
+        """Return image tokens in the connector's width."""
         grid = None if image.grid is None else self.config.reduced(image.grid)
-        _check_length(self.config.block, grid, self.home)
-        if grid is None:
-            self._check_merged(image.x_BND.shape[1])
         x_BND = self.projection(self.reduce(image.x_BND, image.grid))
         x_BND = self.dropout(_placed(x_BND, self.place(self.positions, grid, x_BND)))
         image = self.blocks(ImageTokens(x_BND=x_BND, grid=grid))
         return ImageTokens(x_BND=self.norm(image.x_BND), grid=grid)
 
-    def _check_merged(self, found: int) -> None:
-        fixed = self.config.positions == "learned" or not self.config.block.kernel.any_length
-        if fixed and found != self.num_tokens:
-            part = "positions learned" if self.config.block.kernel.any_length else self.config.block.kernel.kind
-            raise UsageError(
-                f"merged tokens cannot be resampled (connector {part}, of {self.num_tokens} tokens, {found} given); "
-                "resize the images"
-            )
-
 
 def _placed(x_BND: Tensor, positions_ND: Tensor | None) -> Tensor:
     return x_BND if positions_ND is None else x_BND + positions_ND
-
-
-def _check_length(config: BlockConfig, grid: tuple[int, int] | None, home: tuple[int, int] | None) -> None:
-    if grid != home and not config.kernel.any_length:
-        found, wanted = (" x ".join(map(str, cells or ())) for cells in (grid, home))
-        raise UsageError(
-            f"this kernel reads images of one size ({config.kernel.kind} of {wanted} cells, {found} given); resize them"
-        )
 
 
 def build_tower(config: PatchTowerConfig | ConvTowerConfig) -> PatchTower | ConvTower:

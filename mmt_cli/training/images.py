@@ -95,7 +95,7 @@ class FeatureImages(Images):
     def see(self, images: Tensor) -> ImageTokens:
         """Return the image tokens of features."""
         model = self.captioner.model
-        grid = model.config.vision.grid if model.config.vision.keeps_grid else None
+        grid = self._grid if model.config.vision.keeps_grid else None
         features = ImageTokens(x_BND=images.to(self.captioner.device, torch.float32), grid=grid)
         image: ImageTokens = model.connector(features)
         return image
@@ -107,7 +107,13 @@ class FeatureImages(Images):
         vision = with_dropout(model.config, 0.0).vision
         settings = {"vision": vision.to_json(), "preprocessing": self.captioner.preprocessing.to_json()}
         file = feature_file(model.vision, settings, self.examples)
-        return file, (len(self.examples), vision.num_tokens, vision.width)
+        return file, (len(self.examples), vision.tokens_of(self._grid), vision.width)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of the tower's tokens."""
+        size = self.captioner.preprocessing
+        return self.captioner.model.config.vision.grid_of(size.height, size.width)
 
     def _decoded(self) -> Iterator[Tensor]:
         """Yield pixels_BCHW of all examples in order; the next batch is decoded in threads meanwhile."""

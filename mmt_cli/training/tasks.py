@@ -143,7 +143,8 @@ class MaskedTask(CaptionTask):
     def build_objective(self) -> Masked:
         """Return what is learned."""
         config, preprocessing = self.captioner.model.config, self.captioner.preprocessing
-        if config.image_grid is None:
+        grid, _ = config.image_shape(preprocessing.height, preprocessing.width)
+        if grid is None:
             raise UsageError(
                 "merged tokens are no cells to hide (--objective masked, vision.merged_tokens above 0); merge none"
             )
@@ -156,7 +157,7 @@ class MaskedTask(CaptionTask):
         objective = Masked(
             self.captioner.model,
             words,
-            grid=config.image_grid,
+            grid=grid,
             pixels=(config.vision.channels, preprocessing.height, preprocessing.width),
             label_smoothing=self.options.label_smoothing,
         )

@@ -219,10 +219,34 @@ def test_what_does_not_fit_is_refused_with_both_sizes(tiny: Captioner, tmp_path:
     assert large.vocab_size > 290
     with pytest.raises(ModelError, match=rf"{large.vocab_size} entries, model 290"):
         Captioner.load(_save(tiny, tmp_path / "words", tokenizer=large), device="cpu")
-    pixels = Preprocessing(height=32, width=48, mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(ModelError, match="32 x 48 pixels, the config needs 32 x 32"):
+    pixels = Preprocessing(height=32, width=44, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ModelError, match="patch_size 8, 32 x 44 pixels"):
         Captioner.load(_save(tiny, tmp_path / "pixels", preprocessing=pixels), device="cpu")
     with pytest.raises(UsageError, match="tpu"):
         Captioner.load(_save(tiny, tmp_path / "device"), device="tpu")
     with pytest.raises(UsageError, match="float8"):
         Captioner.load(_save(tiny, tmp_path / "dtype"), device="cpu", dtype="float8")
+
+
+@pytest.mark.parametrize("kind", ["concat", "splice"])
+def test_preprocessing_may_make_images_of_another_size_that_the_model_can_read(
+    kind: str, tools: ModuleType, tmp_path: Path
+) -> None:
+    config = preset("tiny", {"fusion.kind": kind, "text.max_length": 80, "text.block.rope": "multimodal"})
+    wide = replace(default_preprocessing(config), height=32, width=64)
+    words = train_tokenizer(["a dog runs"], 262)
+    save_checkpoint(
+        tmp_path / "model",
+        tools.build_model(config),
+        tokenizer=words,
+        preprocessing=wide,
+        generation=GenerationOptions(),
+        card="A model.",
+    )
+    captioner = Captioner.load(tmp_path / "model", device="cpu")
+    photo = Image.new("RGB", (50, 40), (200, 30, 30))
+    image = captioner.model.see(captioner.read(photo)[None])
+    assert (image.grid, image.x_BND.shape[1]) == ((4, 8), 32)
+    words_alone = 1 + len(words.encode("a"))
+    assert len(captioner.encode_prompt("a")) == words_alone + 32 * (kind == "splice")
+    assert captioner.caption([photo], prompt="a", max_new_tokens=3)[0].tokens

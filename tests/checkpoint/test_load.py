@@ -235,8 +235,8 @@ def test_a_file_that_changed_since_its_header_was_read_is_refused(tiny: Multimod
         ("preprocessor.json", [], ["preprocessor.json", "list"]),
         (
             "preprocessor.json",
-            {"height": 64, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]},
-            ["preprocessor.json", "64 x 32", "32 x 32"],
+            {"height": 60, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]},
+            ["preprocessor.json", "60 x 32", "patch_size 8"],
         ),
     ],
 )
