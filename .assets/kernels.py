@@ -69,10 +69,12 @@ def draw() -> None:
                 f"{tokens:.0f}", (tokens, level), (6, -12), textcoords="offset points", color=colour, fontsize=9
             )
     time_axis.set(title="Time of the image tower, one picture", ylabel="ms", yscale="log")
-    memory_axis.set(title="Peak memory of a training step, one picture", ylabel="MB")
+    memory_axis.set(title="Peak memory of a training step, one picture", ylabel="MB", yscale="log")
+    memory_axis.set_yticks([500, 1_000, 2_000, 4_000], ["500", "1,000", "2,000", "4,000"])
     for axis in (time_axis, memory_axis):
         axis.set(xlabel="image tokens", xscale="log")
-        axis.set_xticks(kernels["full"]["tokens"], [f"{n:,}" for n in kernels["full"]["tokens"]], fontsize=8)
+        ticks = [49, 196, 400, 784, 1_600, 4_096]
+        axis.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     time_axis.legend(frameon=False, fontsize=9)

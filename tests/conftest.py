@@ -125,10 +125,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "vision.class_token": True,
         "vision.embedding": "convolution",
     },
-    "experts": {"text.block.experts": "attention+mlp", "fusion.order": "text_first", "text.block.num_kv_heads": 1},
-    "window": {"text.block.kernel": _WINDOW, "vision.class_token": True, "vision.positions": "learned_2d"},
+    "joint-experts": {
+        "text.block.experts": "attention+mlp",
+        "fusion.order": "text_first",
+        "text.block.num_kv_heads": 1,
+    },
+    "joint-window": {"text.block.kernel": _WINDOW, "vision.class_token": True, "vision.positions": "learned_2d"},
     "window-text-first": {"text.block.kernel": _WINDOW, "fusion.order": "text_first", "vision.block.kernel": _WINDOW},
-    "performer": {
+    "joint-performer": {
         "text.block.kernel": {"kind": "performer", "features": 32},
         "fusion.order": "text_first",
         "vision.block.kernel": {"kind": "performer", "features": 32},
@@ -149,6 +153,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "connector": _CONNECTOR | {"reduction": "average", "reduction_factor": 3, "positions": "sincos_2d"},
     },
 }
+
+
+assert not set(VARIANTS) & set(PRESETS), "a variant would hide a preset"
 
 
 def small_config(name: str) -> ModelConfig:
