@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmt_cli.errors import DataError
 
-MAX_CAPTION_CHARACTERS = 10_000
+MAX_CAPTION_CHARACTERS = 100_000
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LINE_END = re.compile(r"[\r\n]+")

@@ -319,7 +319,7 @@ GOOD = {"image": "a.jpg", "caption": "a dog"}
         ({"image": "a.jpg", "captions": ["a dog", 3]}, "not a string but a int"),
         ({"image": "a.jpg", "captions": ["a dog", " \t\n"]}, "has an empty caption"),
         ({"image": "a.jpg", "caption": ""}, "has an empty caption"),
-        ({"image": "a.jpg", "caption": "a" * 10_001}, "10001 characters, more than 10000"),
+        ({"image": "a.jpg", "caption": "a" * 100_001}, "100001 characters, more than 100000"),
         ({"image": "a.jpg", "caption": "a\ud83d"}, "half a surrogate pair"),
         ({"image": "a.jpg", "caption": "a", "captions": ["a"]}, 'both "caption" and "captions"'),
         ({"image": "missing.jpg", "caption": "a"}, "names missing.jpg, which is not a file there"),
@@ -365,8 +365,8 @@ def test_jsonl_in_a_linked_folder_is_read(tmp_path):
     assert (example.key, example.read()) == (str(tmp_path / "link" / "a.jpg"), image_bytes())
 
 
-def test_a_caption_of_ten_thousand_characters_is_kept(tmp_path):
-    long = "a" * 10_000
+def test_a_caption_of_a_hundred_thousand_characters_is_kept(tmp_path):
+    long = "a" * 100_000
     assert captions_of(write_jsonl(tmp_path, {"image": "a.jpg", "caption": f"  {long}  "})) == [(long,)]
 
 
