@@ -254,8 +254,10 @@ def scores(runs: dict[str, Any], name: str) -> list[float]:
 
 
 def spread(values: list[float]) -> str:
-    """Return mean and range."""
-    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else ""
+    """Return mean and range, where every seed has run."""
+    if len(values) < len(SEEDS):
+        return ""
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def verdict(its: list[float], base: list[float]) -> str:
