@@ -58,7 +58,7 @@ def generate_stream(
     Args:
         stepper: The model, with the prompts given and `start` not yet called.
         prompt_ids: The token ids of each item's prompt, for the filters that look back; lengths may differ.
-        options: How to choose tokens.
+        options: How to choose tokens, gone through `for_prompt` where they hold `max_length` or `min_length`.
         generators: For sampling, one random generator on the CPU for each item.
 
     Yields:
@@ -71,6 +71,7 @@ def generate_stream(
     Raises:
         ModelError: The model gave logits that are NaN or infinite.
     """
+    assert options.max_length is None and options.min_length == 0, "`for_prompt` comes before decoding"
     if options.max_new_tokens == 0 or not prompt_ids:
         return [[_generated((), 0.0, options)] * options.num_captions for _ in prompt_ids]
     if options.num_beams > 1:
@@ -161,8 +162,9 @@ def _write_rows(
 def _search_beams(rows: _Rows, num_items: int, options: GenerationOptions) -> list[list[Generated]]:
     """Beam search: the beams of an item compete, and leave together when the item is done."""
     filters = build_filters(options)
-    # Even if each end token is among the candidates of every beam, enough others are left to go on with.
-    count = options.num_beams * (1 + len(options.end_token_ids))
+    # Even if each end token is among the candidates of every beam, enough others are left to go on with. Never fewer
+    # than transformers takes: among equal scores the choice depends on how many are asked for.
+    count = options.num_beams * max(2, 1 + len(options.end_token_ids))
     items = [BeamItem(options) for _ in range(num_items)]
     live = items
     while live:

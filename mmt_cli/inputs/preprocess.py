@@ -1,6 +1,8 @@
 """From an upright RGB image to the pixels that a model reads, with Pillow and torch alone.
 
-Shape suffixes: C channels (red, green, blue), H height, W width.
+The arithmetic is that of transformers' PIL-backed image processors, bit for bit.
+
+Shape suffixes: N images that stand for one picture, C channels (red, green, blue), H height, W width.
 """
 
 import dataclasses
@@ -11,24 +13,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmt_cli.errors import ModelError
+from mmt_cli.errors import ImageError
+from mmt_cli.inputs.tiling import Tiling, cut
+from mmt_cli.inputs.values import MAX_PIXELS, bad_value, check_flag, check_keys, check_whole
 
-Resample = Literal["bilinear", "bicubic"]
-_RESAMPLING: dict[Resample, Image.Resampling] = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-_MAX_SIDE = 8192
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 _MAX_LEVEL = 1000
-_MIN_STD = 1e-6  # a smaller one makes pixels infinite in float32
+_MIN_SCALE = 1e-6  # a smaller standard deviation makes pixels infinite in float32
 _CHANNELS = 3
+_MAX_VALUE = 255  # of an 8-bit sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How a checkpoint wants its images; the content of `preprocessor.json`.
 
-    `height` and `width` are in pixels; `mean` and `std` are per channel (red, green, blue) on the scale 0..1.
+    An image is padded to a square (if `square_fill`), resized, cropped (if resized to another size), scaled by
+    `rescale`, less `mean`, over `std`.
+
+    Attributes:
+        height: of each image that the model reads, in pixels.
+        width: of each image that the model reads, in pixels.
+        mean: per channel (red, green, blue), on the scale that `rescale` makes, usually 0..1.
+        std: per channel, on that scale.
+        resample: the filter of all resizing.
+        rescale: what 8-bit samples are multiplied by.
+        shortest_edge: the shorter side becomes so many pixels and the aspect ratio stays; the centre is cropped.
+        squash: the image becomes (height, width) pixels, whatever its aspect ratio; the centre is cropped. Where this
+            and `shortest_edge` are None, it is squashed to `height` x `width`.
+        square_fill: the colour (0..255 per channel) that pads an image to a square, in whose middle it stands.
+        tiling: how a large image becomes several, each of `height` x `width`.
+        draft: whether a JPEG may be decoded at a reduced size first, which is faster and changes pixels a little.
 
     Raises:
         ModelError: a value of the wrong type or out of bounds, named with the bound.
@@ -39,24 +54,59 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: Resample = "bicubic"
+    rescale: float = 1 / _MAX_VALUE
+    shortest_edge: int | None = None
+    squash: tuple[int, int] | None = None
+    square_fill: tuple[int, int, int] | None = None
+    tiling: Tiling | None = None
+    draft: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            side = getattr(self, name)
-            if type(side) is not int or not 1 <= side <= _MAX_SIDE:
-                raise _bad_value(name, side, f"a whole number from 1 to {_MAX_SIDE}")
+        check_whole("height", self.height)
+        check_whole("width", self.width)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or len(values) != _CHANNELS or not all(map(_is_in_range, values)):
-                raise _bad_value(name, values, f"{_CHANNELS} numbers from {-_MAX_LEVEL} to {_MAX_LEVEL}")
-        if min(self.std) < _MIN_STD:
-            raise _bad_value("std", self.std, f"{_CHANNELS} numbers of at least {_MIN_STD}")
+                raise bad_value(name, values, f"{_CHANNELS} numbers from {-_MAX_LEVEL} to {_MAX_LEVEL}")
+        if min(self.std) < _MIN_SCALE:
+            raise bad_value("std", self.std, f"{_CHANNELS} numbers of at least {_MIN_SCALE}")
         if self.resample not in get_args(Resample):
-            raise _bad_value("resample", self.resample, " or ".join(get_args(Resample)))
+            raise bad_value("resample", self.resample, " or ".join(get_args(Resample)))
+        if not _is_in_range(self.rescale) or self.rescale < _MIN_SCALE:
+            raise bad_value("rescale", self.rescale, f"a number from {_MIN_SCALE} to {_MAX_LEVEL}")
+        check_flag("draft", self.draft)
+        self._check_geometry()
+
+    def _check_geometry(self) -> None:
+        if self.shortest_edge is not None:
+            check_whole("shortest_edge", self.shortest_edge)
+        if self.squash is not None:
+            if not isinstance(self.squash, tuple) or len(self.squash) != 2:
+                raise bad_value("squash", self.squash, "two whole numbers (height, width)")
+            for side in self.squash:
+                check_whole("squash", side)
+        if self.square_fill is not None and not _is_colour(self.square_fill):
+            raise bad_value("square_fill", self.square_fill, f"{_CHANNELS} whole numbers from 0 to {_MAX_VALUE}")
+        first_steps = [self.shortest_edge, self.squash, self.tiling]
+        if sum(step is not None for step in first_steps) > 1 or (self.tiling and self.square_fill):
+            ways = ("shortest_edge", "squash", "square_fill", "tiling")
+            given = ", ".join(name for name in ways if getattr(self, name) is not None)
+            raise bad_value("the way to resize", given, "one way")
+        if self.tiling is not None:
+            if not isinstance(self.tiling, Tiling):
+                raise bad_value("tiling", self.tiling, "an object or null")
+            self.tiling.check_tile(self.height, self.width)
+
+    def without_split(self) -> Self:
+        """Return the same with each image kept whole: one tensor of height x width for any image."""
+        if self.tiling is None:
+            return self
+        return dataclasses.replace(self, tiling=dataclasses.replace(self.tiling, split=False))
 
     def to_json(self) -> dict[str, Any]:
         """Return the values under their names, ready for JSON."""
-        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        values = dataclasses.asdict(self)
+        return {name: list(item) if isinstance(item, tuple) else item for name, item in values.items()}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -65,32 +115,111 @@ class Preprocessing:
         Raises:
             ModelError: not an object, unknown or missing keys (named), or bad values.
         """
-        if not isinstance(data, dict):
-            raise ModelError(f"preprocessor.json holds a {type(data).__name__}, not an object; check the checkpoint")
-        fields = dataclasses.fields(cls)
-        unknown = sorted(str(key) for key in data.keys() - {field.name for field in fields})
-        missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in data]
-        for what, names in (("unknown", unknown), ("missing", missing)):
-            if names:
-                raise ModelError(f"preprocessor.json has {what} keys ({', '.join(names)}); check the checkpoint")
-        values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in data.items()}
+        found = check_keys(cls, data, "preprocessor.json")
+        values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in found.items()}
+        if values.get("tiling") is not None:
+            values["tiling"] = Tiling.from_json(values["tiling"])
         return cls(**values)
 
 
-def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """Return pixels_CHW, float32: `image` (mode RGB) squashed to height x width, scaled to 0..1, less mean, over std.
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture as the model reads it.
 
-    The aspect ratio is not kept. Pillow's resize widens its filter when it shrinks, so the result is antialiased.
+    `pixels_NCHW` is float32: where the picture is split, its `rows` x `columns` tiles, row by row, and then the whole
+    of it; where it is not, rows and columns are 0 and the whole is all there is.
+    """
+
+    pixels_NCHW: Tensor
+    rows: int
+    columns: int
+
+    @property
+    def thumbnail(self) -> bool:
+        """Whether the last image is the whole picture behind its tiles."""
+        return 0 < self.rows * self.columns < len(self.pixels_NCHW)
+
+
+def to_picture(image: Image.Image, preprocessing: Preprocessing) -> Picture:
+    """Return what the model reads for `image` (mode RGB), cut into tiles where `preprocessing` says so.
+
+    Pillow's resize widens its filter when it shrinks, so the result is antialiased.
+
+    Raises:
+        ImageError: so long and thin that resizing it would take more memory than is sane.
     """
     assert image.mode == "RGB", image.mode
-    size = (preprocessing.width, preprocessing.height)
-    resized = image.resize(size, _RESAMPLING[preprocessing.resample])
-    samples_HWC = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
-    samples_HWC = samples_HWC.view(preprocessing.height, preprocessing.width, _CHANNELS)
-    pixels_CHW = samples_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    mean_C11 = torch.tensor(preprocessing.mean, dtype=torch.float32).view(_CHANNELS, 1, 1)
-    std_C11 = torch.tensor(preprocessing.std, dtype=torch.float32).view(_CHANNELS, 1, 1)
-    return pixels_CHW.sub_(mean_C11).div_(std_C11)
+    how = preprocessing
+    if how.tiling is None:
+        images, rows, columns = [_one_image(image, how)], 0, 0
+    else:
+        images, rows, columns = cut(
+            image, how.tiling, how.height, how.width, lambda part, height, width: _resize(part, height, width, how)
+        )
+    pixels_NCHW = torch.stack([_normalise(part, how) for part in images])
+    return Picture(pixels_NCHW=pixels_NCHW, rows=rows, columns=columns)
+
+
+def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """Return pixels_CHW, float32: what the model reads for `image` (mode RGB), with preprocessing that splits nothing.
+
+    Raises:
+        ImageError: so long and thin that resizing it would take more memory than is sane.
+    """
+    assert preprocessing.tiling is None or not preprocessing.tiling.split, preprocessing.tiling
+    return to_picture(image, preprocessing).pixels_NCHW[0]
+
+
+def _one_image(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """Return `image` padded, resized and cropped, height x width."""
+    if how.square_fill is not None:
+        image = _pad_to_square(image, how.square_fill)
+    if how.shortest_edge is not None:
+        height, width = _with_shortest_edge(image, how.shortest_edge)
+    else:
+        height, width = how.squash or (how.height, how.width)
+    resized = _resize(image, height, width, how)
+    if (height, width) == (how.height, how.width):
+        return resized
+    # Rounded down below zero too, as transformers does; what lies outside of the image becomes black.
+    left, top = (width - how.width) // 2, (height - how.height) // 2
+    return resized.crop((left, top, left + how.width, top + how.height))
+
+
+def _with_shortest_edge(image: Image.Image, edge: int) -> tuple[int, int]:
+    """Return the (height, width) in which the shorter side is `edge`, the longer one rounded down."""
+    longer = int(edge * max(image.size) / min(image.size))
+    return (longer, edge) if image.width <= image.height else (edge, longer)
+
+
+def _pad_to_square(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+    side = max(image.size)
+    _check_size(image, side, side)
+    square = Image.new("RGB", (side, side), fill)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _resize(image: Image.Image, height: int, width: int, how: Preprocessing) -> Image.Image:
+    _check_size(image, height, width)
+    return image.resize((width, height), Image.Resampling[how.resample.upper()])
+
+
+def _check_size(image: Image.Image, height: int, width: int) -> None:
+    """Refuse to make an image that takes very much memory; Pillow first makes one of the new width and old height."""
+    if width * max(height, image.height) > MAX_PIXELS:
+        what = f"an image of {image.width} x {image.height} pixels would be resized to {width} x {height}"
+        raise ImageError("too_large", f"{what}, by way of more than {MAX_PIXELS} pixels; cut it to a usual shape")
+
+
+def _normalise(image: Image.Image, how: Preprocessing) -> Tensor:
+    """Return pixels_CHW. The scaling is done in float64 and all that follows in float32, as in transformers."""
+    samples_HWC = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    samples_CHW = samples_HWC.view(image.height, image.width, _CHANNELS).permute(2, 0, 1)
+    scaled_CHW = samples_CHW.to(torch.float64, memory_format=torch.contiguous_format).mul_(how.rescale)
+    mean_C11 = torch.tensor(how.mean, dtype=torch.float32).view(_CHANNELS, 1, 1)
+    std_C11 = torch.tensor(how.std, dtype=torch.float32).view(_CHANNELS, 1, 1)
+    return scaled_CHW.to(torch.float32).sub_(mean_C11).div_(std_C11)
 
 
 def _is_in_range(value: object) -> bool:
@@ -98,6 +227,7 @@ def _is_in_range(value: object) -> bool:
     return type(value) in (int, float) and abs(cast(float, value)) <= _MAX_LEVEL
 
 
-def _bad_value(name: str, value: object, allowed: str) -> ModelError:
-    shown = repr(value)[:80]
-    return ModelError(f"{name} of the image preprocessing is {shown}, not {allowed}; check preprocessor.json")
+def _is_colour(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) != _CHANNELS:
+        return False
+    return all(type(level) is int and 0 <= level <= _MAX_VALUE for level in value)

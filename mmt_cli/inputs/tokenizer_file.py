@@ -1,117 +1,109 @@
-"""Checks a `tokenizer.json` before the library sees it: some files make it panic, run for minutes or end the process.
-
-Only what a byte-level BPE of ours needs is allowed; anything else is refused by its name.
-"""
+"""Reads a tokenizer's files: bounded in size, strict JSON, checked before the library sees them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmt_cli.errors import ModelError, shown
+from mmt_cli.inputs.tokenizer_require import require
+from mmt_cli.inputs.tokenizer_rules import check_tokenizer
 
-MAX_FILE_BYTES = 16 * 1024 * 1024
-MAX_ENTRIES = 300_000
-MAX_NODES = 2 * MAX_ENTRIES  # a merge takes a list; brackets in entries count as well
-
-# Kinds of each part that may stand in a file; None is a part that is absent.
-_KINDS: dict[str, tuple[str | None, ...]] = {
-    "normalizer": (None,),
-    "pre_tokenizer": ("ByteLevel",),
-    "post_processor": (None, "ByteLevel"),
-    "decoder": ("ByteLevel",),
-    "model": ("BPE",),
-}
-_BYTE_LEVEL_OPTIONS = {"type", "add_prefix_space", "trim_offsets", "use_regex"}
-# The model's options besides its tables, and the values that leave it a plain and repeatable BPE.
-_MODEL_OPTIONS: dict[str, tuple[object, ...]] = {
-    "type": ("BPE",),
-    "dropout": (None,),
-    "unk_token": (None,),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-    "fuse_unk": (False,),
-    "byte_fallback": (False,),
-    "ignore_merges": (False, True),
-}
+MAX_FILE_BYTES = 40 * 1024 * 1024  # Gemma's largest has 34
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+# A value of two bytes of text may take 60 in memory, one with a key 200: count commas, brackets and colons first.
+MAX_NODES = 1_000_000
+MAX_VALUES = 1_600_000
+MAX_KEYS = 600_000
 
 
-def read_tokenizer_file(path: Path) -> str:
-    """Return the checked JSON of a tokenizer file, without its truncation and padding.
+def read_file(path: Path) -> bytes | None:
+    """Return the bytes of a regular file, None where there is none.
 
     Raises:
-        ModelError: no such regular file, too large, no JSON, a part or option that is not allowed (named), ids that
-            are not 0, 1, 2 … without gaps, merges of unknown entries.
+        ModelError: it cannot be read, or is larger than any tokenizer's.
     """
     try:
         if not path.is_file():
-            raise ModelError(f"no tokenizer ({path}, found no such file); give --tokenizer FILE or DIR")
+            return None
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise ModelError(f"the tokenizer file is too large ({size} bytes, allowed {MAX_FILE_BYTES}); use another")
-        content = path.read_text(encoding="utf-8")
-        nodes = content.count("[") + content.count("{")
-        _require(nodes <= MAX_NODES, f"more than {MAX_NODES} lists and objects", nodes)
-        data = json.loads(content)
-        _check(data)
-    except (OSError, ValueError, RecursionError) as error:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer cannot be read ({path}, {str(error)[:160]}); use another file") from error
-    return json.dumps({**data, "truncation": None, "padding": None})
 
 
-def _check(data: Any) -> None:
-    _require(isinstance(data, dict), "no JSON object", data)
-    unknown = sorted(set(data) - {*_KINDS, "version", "truncation", "padding", "added_tokens"})
-    _require(not unknown, "unknown key", unknown[:1])
-    for part, kinds in _KINDS.items():
-        value = data.get(part)
-        _require(value is None or isinstance(value, dict), f"{part} is no object", value)
-        kind = None if value is None else value.get("type", "")
-        _require(kind in kinds, f"{part} of an unknown kind", kind)
-        if kind == "ByteLevel":
-            _check_byte_level(part, value)
-    vocabulary = _check_model(data["model"])
-    _check_added(data.get("added_tokens"), vocabulary)
+def parse_tokenizer(content: bytes, where: str) -> dict[str, Any]:
+    """Return the checked content of a `tokenizer.json`, without its truncation and padding.
+
+    Args:
+        content: the file's bytes.
+        where: what a message calls the file.
+
+    Raises:
+        ModelError: no strict JSON, too large, or a part, option or entry that is not allowed (named).
+    """
+    data = parse_object(content, where, MAX_FILE_BYTES)
+    return _compact(checked({**data, "truncation": None, "padding": None}, where))
 
 
-def _check_byte_level(part: str, options: Mapping[str, Any]) -> None:
-    for key, value in options.items():
-        _require(key in _BYTE_LEVEL_OPTIONS, f"unknown option of {part}", key)
-        _require(key == "type" or isinstance(value, bool), f"{part}.{key} is neither true nor false", value)
+def _compact(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the content with merges as one text each where that can be: half a million lists take 100 MB."""
+    merges = data["model"].get("merges")
+    if not merges or isinstance(merges[0], str) or any(" " in half for pair in merges for half in pair):
+        return data
+    return {**data, "model": {**data["model"], "merges": [" ".join(pair) for pair in merges]}}
 
 
-def _check_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the vocabulary, whose ids are not checked yet."""
-    for key, value in model.items():
-        if key not in ("vocab", "merges"):
-            _require(key in _MODEL_OPTIONS, "unknown option of the model", key)
-            _require(value in _MODEL_OPTIONS[key], f"model.{key} has a value that is not allowed", value)
-    vocabulary: dict[str, Any] = model.get("vocab", {})
-    merges: Any = model.get("merges")
-    _require(isinstance(vocabulary, dict), "model.vocab is no object", vocabulary)
-    _require(isinstance(merges, list), "model.merges is no list", merges)
-    _require(max(len(vocabulary), len(merges)) <= MAX_ENTRIES, f"more than {MAX_ENTRIES} entries", len(vocabulary))
-    for merge in merges:
-        fits = isinstance(merge, list) and len(merge) == 2 and all(isinstance(half, str) for half in merge)
-        _require(fits, "a merge is no pair of texts", merge)
-        _require(all(text in vocabulary for text in (*merge, "".join(merge))), "a merge of unknown entries", merge)
-    return vocabulary
+def checked(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the content of a `tokenizer.json` after its check.
+
+    Raises:
+        ModelError: a part, option or entry that is not allowed (named).
+    """
+    try:
+        check_tokenizer(data)
+    except ValueError as error:
+        raise unreadable(where, error) from error
+    return data
 
 
-def _check_added(added: Any, vocabulary: Mapping[str, Any]) -> None:
-    """Check the added tokens, and that they and the vocabulary share the ids 0, 1, 2 … without gaps."""
-    _require(isinstance(added, list), "added_tokens is no list", added)
-    ids = dict(vocabulary)
-    for token in added:
-        _require(isinstance(token, dict), "an added token is no object", token)
-        content, index = token.get("content"), token.get("id")
-        _require(isinstance(content, str) and content != "", "an added token without content", content)
-        _require(ids.setdefault(content, index) == index, f"the added token {shown(content)} has another id", index)
-    plain = all(type(index) is int for index in ids.values())
-    gaps = not plain or sorted(ids.values()) != list(range(len(ids)))
-    _require(not gaps, f"ids are not 0 to {len(ids) - 1}, each once", max(ids.values()) if plain and ids else None)
+def parse_object(content: bytes, where: str, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        content: the file's bytes.
+        where: what a message calls the file.
+        most_bytes: refuse more than that.
+
+    Raises:
+        ModelError: too large, not UTF-8, no strict JSON (a key twice in one object among it), not an object.
+    """
+    try:
+        require(len(content) <= most_bytes, f"too large, allowed {most_bytes} bytes", len(content))
+        nodes, values = content.count(b"[") + content.count(b"{"), content.count(b",")
+        require(nodes <= MAX_NODES, f"more than {MAX_NODES} lists and objects", nodes)
+        require(values <= MAX_VALUES, f"more than {MAX_VALUES} values", values)
+        keys = content.count(b":")
+        require(keys <= MAX_KEYS, f"more than {MAX_KEYS} keys", keys)
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+        require(isinstance(data, dict), "no JSON object", data)
+    except (ValueError, RecursionError) as error:
+        raise unreadable(where, error) from error
+    result: dict[str, Any] = data
+    return result
 
 
-def _require(holds: bool, what: str, found: object) -> None:
-    if not holds:
-        raise ValueError(f"{what}: {shown(found)}")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice)} stands there twice")
+    return result
+
+
+def unreadable(where: str, error: BaseException) -> ModelError:
+    """Return the error that says why a tokenizer's file cannot be used, on one line."""
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(f"the tokenizer cannot be read ({where}, {reason}); use another file")

@@ -7,21 +7,31 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from mmt_cli.decoding.filters import (
+    BadWords,
     Filter,
+    ForcedFirst,
+    ForcedLast,
     History,
     MinNewTokens,
     NoRepeatNgram,
     RepetitionPenalty,
+    SuppressFirst,
+    SuppressTokens,
     Temperature,
     TopK,
     TopP,
@@ -29,6 +39,7 @@ from mmt_cli.decoding.filters import (
     build_filters,
 )
 from mmt_cli.decoding.options import GenerationOptions
+from mmt_cli.errors import ModelError
 
 VOCABULARY = 40
 ROWS = 6
@@ -55,6 +66,8 @@ def _history(seed: int, length: int, alphabet: int = VOCABULARY) -> History:
         *[(TopP(p), TopPLogitsWarper(p)) for p in (1e-6, 0.3, 0.9, 0.999)],
         *[(RepetitionPenalty(p), RepetitionPenaltyLogitsProcessor(p)) for p in (0.5, 1.3)],
         *[(NoRepeatNgram(n), NoRepeatNGramLogitsProcessor(n)) for n in (1, 2, 3, 4)],
+        *[(BadWords(words), NoBadWordsLogitsProcessor(words)) for words in ([[7]], [[0, 9], [1, 8], [2]], [[1, 2, 3]])],
+        (SuppressTokens((3, 8)), SuppressTokensLogitsProcessor([3, 8])),
     ],
 )
 def test_a_filter_equals_its_counterpart(ours: Filter, theirs: Any, ties: bool) -> None:
@@ -89,6 +102,50 @@ def test_the_minimum_length_counts_generated_tokens(generated: int) -> None:
     assert torch.isinf(filtered_RV[:, [2, 9]]).all() == (generated < 3)
 
 
+@pytest.mark.parametrize("prompt", [1, 2])
+@pytest.mark.parametrize("forced", [False, True])
+def test_first_and_last_tokens_in_each_step(prompt: int, forced: bool) -> None:
+    """A forced first token needs a prompt of one token, and then puts off what is suppressed at the beginning."""
+    begin = prompt + 1 if prompt == 1 and forced else prompt
+    pairs: list[tuple[Filter, Any]] = [
+        (ForcedFirst(4), ForcedBOSTokenLogitsProcessor(4)),
+        (ForcedLast(2, (5, 6)), ForcedEOSTokenLogitsProcessor(prompt + 3, [5, 6])),
+        (SuppressFirst((7, 8), after_forced=forced), SuppressTokensAtBeginLogitsProcessor([7, 8], begin)),
+    ]
+    history, changed = _history(seed=1, length=prompt), 0
+    for _ in range(4):
+        for ours, theirs in pairs:
+            filtered_RV = ours(_scores(1), history)
+            assert torch.equal(filtered_RV, theirs(history.ids_RT, _scores(1)))
+            changed += not torch.equal(filtered_RV, _scores(1))
+        history.append(torch.full((ROWS,), 7))
+    assert changed == (3 if prompt == 1 else 2)
+
+
+def test_prompts_of_unequal_length_begin_each_for_itself() -> None:
+    prompts = [[1], [1, 2, 3]]
+    scores_RV = _scores(4)[:2]
+    together, alone = History(prompts, CPU), [History([ids], CPU) for ids in prompts]
+    for _ in range(3):
+        for logit_filter in (ForcedFirst(3), SuppressFirst((3, 4), after_forced=True), BadWords([[1, 2], [2, 9, 5]])):
+            expected = [logit_filter(scores_RV[[row]], history) for row, history in enumerate(alone)]
+            assert torch.equal(logit_filter(scores_RV, together), torch.cat(expected))
+        for history in (together, *alone):
+            history.append(torch.full((history.ids_RT.shape[0],), 9))
+
+
+def test_a_forced_token_beyond_the_vocabulary_is_an_error() -> None:
+    with pytest.raises(ModelError, match=rf"forced token .*\({VOCABULARY}, {VOCABULARY} tokens\); mend"):
+        ForcedFirst(VOCABULARY)(_scores(1), _history(seed=1, length=1))
+
+
+def test_a_single_end_token_is_no_bad_word() -> None:
+    options = GenerationOptions(bad_words_ids=((3,), (3, 4)), end_token_ids=(3,))
+    filtered_RV = apply_filters(build_filters(options), _scores(1), _history(seed=1, length=2, alphabet=2))
+    assert torch.equal(filtered_RV, _scores(1))
+    assert build_filters(GenerationOptions(bad_words_ids=((3,),), end_token_ids=(3,))) == []
+
+
 def test_padding_of_shorter_prompts_marks_nothing() -> None:
     """Prompts of unequal length in one batch give each row what it gets alone."""
     prompts = [[], [1], [1, 1], [2, 1, 2, 1], [3, 3, 3, 3, 3]]
@@ -103,7 +160,7 @@ def test_ids_beyond_the_vocabulary_are_passed_over() -> None:
     """Placeholders of image tokens may stand in a prompt, and a checkpoint may name an end token it does not have."""
     scores_RV = _scores(3)
     strange, plain = [[VOCABULARY, 4, 10**12, 4]] * ROWS, [[4, 4]] * ROWS
-    for logit_filter in (RepetitionPenalty(2.0), NoRepeatNgram(1)):
+    for logit_filter in (RepetitionPenalty(2.0), NoRepeatNgram(1), BadWords([[4, 6], [4, VOCABULARY + 1]])):
         expected_RV = logit_filter(scores_RV, History(plain, CPU))
         assert torch.equal(logit_filter(scores_RV, History(strange, CPU)), expected_RV)
     filtered_RV = MinNewTokens(1, (2, VOCABULARY, 10**30))(scores_RV, History(plain, CPU))
@@ -127,14 +184,23 @@ def test_filters_come_in_the_order_of_transformers() -> None:
         top_p=0.8,
         repetition_penalty=1.7,
         no_repeat_ngram_size=2,
+        bad_words_ids=((1, 6), (8,)),
         min_new_tokens=2,
+        max_new_tokens=2,
         end_token_ids=(3,),
+        forced_end_token_ids=(3, 10, 11),
+        suppress_tokens=(10, 12),
+        begin_suppress_tokens=(11, 13),
     )
     theirs = LogitsProcessorList(
         [
             RepetitionPenaltyLogitsProcessor(1.7),
             NoRepeatNGramLogitsProcessor(2),
+            NoBadWordsLogitsProcessor([[1, 6], [8]]),
             MinNewTokensLengthLogitsProcessor(6, 2, torch.tensor([3])),
+            ForcedEOSTokenLogitsProcessor(8, [3, 10, 11]),
+            SuppressTokensLogitsProcessor([10, 12]),
+            SuppressTokensAtBeginLogitsProcessor([11, 13], 6),
             TemperatureLogitsWarper(0.6),
             TopKLogitsWarper(12),
             TopPLogitsWarper(0.8),
@@ -142,8 +208,10 @@ def test_filters_come_in_the_order_of_transformers() -> None:
     )
     for seed in range(20):
         history = _history(seed, length=6, alphabet=4)
-        filtered_RV = apply_filters(build_filters(options), _scores(seed), history)
-        torch.testing.assert_close(filtered_RV, theirs(history.ids_RT, _scores(seed)), rtol=0, atol=0)
+        for _ in range(2):
+            filtered_RV = apply_filters(build_filters(options), _scores(seed), history)
+            torch.testing.assert_close(filtered_RV, theirs(history.ids_RT, _scores(seed)), rtol=0, atol=0)
+            history.append(torch.ones(ROWS, dtype=torch.int64))
 
 
 def test_options_that_change_nothing_build_no_filter() -> None:

@@ -14,7 +14,7 @@ from mmt_cli.decoding.generate import Generated, generate
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.decoding.search import BeamItem, Candidate, Sampler
 
-SETTINGS = 220
+SETTINGS = 90
 Logits = Callable[[list[list[int]]], Tensor]
 
 
@@ -109,7 +109,7 @@ def test_beam_search_equals_transformers(gpt2: GPT2LMHeadModel, gpt2_logits: Log
 
 
 def test_greedy_search_equals_transformers(gpt2: GPT2LMHeadModel, gpt2_logits: Logits, recompute_stepper: Any) -> None:
-    texts = [text for seed in range(80) for text in _check(gpt2, gpt2_logits, recompute_stepper, seed, num_beams=1)]
+    texts = [text for seed in range(60) for text in _check(gpt2, gpt2_logits, recompute_stepper, seed, num_beams=1)]
     assert len({len(text.tokens) for text in texts if text.finish_reason == "stop"}) > 6
 
 
