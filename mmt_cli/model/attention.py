@@ -41,10 +41,10 @@ class SelfAttention(Attention):
 
     def __init__(self, config: BlockConfig, num_tokens: int | None = None) -> None:
         super().__init__(config)
-        kv_width = config.kv_heads * config.head_width
-        self.widths = (config.width, kv_width, kv_width)
+        heads_width, kv_width = config.num_heads * config.head_width, config.kv_heads * config.head_width
+        self.widths = (heads_width, kv_width, kv_width)
         self.qkv = build_linear(config, config.width, sum(self.widths), bias=config.qkv_bias)
-        self.out = build_linear(config, config.width, config.width, bias=config.out_bias)
+        self.out = build_linear(config, heads_width, config.width, bias=config.out_bias)
         self.kernel = build_kernel(config, num_tokens=num_tokens)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
@@ -64,15 +64,16 @@ class CrossAttention(Attention):
 
     def __init__(self, config: BlockConfig, memory_width: int) -> None:
         super().__init__(config)
-        self.q = Linear(config.width, config.width, bias=config.qkv_bias)
+        heads_width = config.num_heads * config.head_width
+        self.q = Linear(config.width, heads_width, bias=config.qkv_bias)
         self.kv = Linear(memory_width, 2 * config.kv_heads * config.head_width, bias=config.qkv_bias)
-        self.out = Linear(config.width, config.width, bias=config.out_bias)
+        self.out = Linear(heads_width, config.width, bias=config.out_bias)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
         k_BGME, v_BGME = self._memory(context)
         q_BHLE = self.q_norm(self.split(self.q(x_BLD, context)))
-        attended_BHLE = full_attention(q_BHLE, k_BGME, v_BGME, None, self.dropout_now)
+        attended_BHLE = full_attention(q_BHLE, k_BGME, v_BGME, context.memory_mask_B11M, self.dropout_now)
         return cast("Tensor", self.out(attended_BHLE.transpose(1, 2).flatten(2), context))
 
     def _memory(self, context: Context) -> tuple[Tensor, Tensor]:

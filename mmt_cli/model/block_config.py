@@ -68,6 +68,7 @@ class PerformerKernelConfig(Config):
     any_length: ClassVar[bool] = True
 
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 KernelConfig = FullKernelConfig | SlidingWindowKernelConfig | LinformerKernelConfig | PerformerKernelConfig
 
 
@@ -78,11 +79,12 @@ class BlockConfig(Config):
     width: int = bounded(1, 65_536)
     num_heads: int = bounded(1, 1_024)
     num_kv_heads: int | None = bounded(1, 1_024, None)  # fewer share their keys and values (grouped queries)
+    head_dim: int | None = bounded(1, 65_536, None)  # of one head; None: the heads share out the width
     mlp_width: int = bounded(1, 262_144)
     norm: Literal["pre", "post", "sandwich"] = "pre"
-    norm_kind: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_kind: Literal["layernorm", "rmsnorm", "rmsnorm_plus_one"] = "layernorm"
     norm_eps: float = bounded(1e-12, 1.0, 1e-5)  # at 0 a token of zeros would be NaN
-    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    activation: Activation = "gelu"
     gated: bool = False  # a second map multiplies the activated one: with silu, SwiGLU
     qkv_bias: bool = True
     out_bias: bool = True
@@ -97,7 +99,7 @@ class BlockConfig(Config):
 
     def check(self) -> None:
         """Raise ConfigError where two fields do not fit each other."""
-        if self.width % self.num_heads:
+        if self.head_dim is None and self.width % self.num_heads:
             raise ConfigError(
                 f"heads do not divide the width (num_heads {self.num_heads}, width {self.width}); fit them"
             )
@@ -116,7 +118,7 @@ class BlockConfig(Config):
     @property
     def head_width(self) -> int:
         """Width of one attention head."""
-        return self.width // self.num_heads
+        return self.head_dim or self.width // self.num_heads
 
     @property
     def kv_heads(self) -> int:

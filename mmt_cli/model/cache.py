@@ -5,6 +5,7 @@ B batch, R rows after reordering, H heads, K slots, L new tokens, T text tokens,
 F random features, D width.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +131,7 @@ class TextStart:
     step: int
     rotary: int
     slots: int  # of image tokens that are not among the text's own positions
-    placeholders: int  # positions of the text that image tokens have taken
+    placeholders: int | Tensor  # positions of the text that image tokens have taken; B1 where rows differ
 
 
 class KVCache:
@@ -148,6 +149,7 @@ class KVCache:
         self.tokens: Tokens | None = None  # of all slots
         self.text_sum_BTD: Tensor | None = None  # for gates: running sums of the text
         self.image_mean_BD: Tensor | None = None
+        self.memory_mask_B11M: Tensor | None = None  # False at padding of what cross-attention looks at
 
     def write_tokens(self, new: Tokens) -> Tokens:
         """Store the facts about new tokens behind `length`; return those about all keys up to there."""
@@ -209,6 +211,10 @@ class KVCache:
             self.text_sum_BTD = self.text_sum_BTD[row_R]
         if self.image_mean_BD is not None:
             self.image_mean_BD = self.image_mean_BD[row_R]
+        if isinstance(self.start.placeholders, Tensor):
+            self.start = dataclasses.replace(self.start, placeholders=self.start.placeholders[row_R])
+        if self.memory_mask_B11M is not None:
+            self.memory_mask_B11M = self.memory_mask_B11M[row_R]
 
     def _empty(self, like: Tokens) -> Tokens:
         """Return room for the facts about all slots; padding can come with the first tokens alone."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mmt_cli.model.cache import TextStart
-from mmt_cli.model.config import ConcatConfig, ModelConfig
+from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.fused import FusedSequence, Fusion, Words, image_mean, no_image, summary, words
+from mmt_cli.model.fusion_config import ConcatConfig
 from mmt_cli.model.mask import Segment, Tokens, image_tokens, join
 from mmt_cli.model.position import text_positions
 from mmt_cli.model.rotary import image_places, next_place, text_places

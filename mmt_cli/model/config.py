@@ -1,11 +1,14 @@
 """The model's configuration: text, fusion, the whole, and which switches exclude each other."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from mmt_cli.errors import ConfigError
 from mmt_cli.model.block_config import BlockConfig
-from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
+from mmt_cli.model.davit_config import DaViTConfig, Florence2ConnectorConfig
+from mmt_cli.model.fusion_config import ConcatConfig, CrossConfig, FusionConfig, SpliceConfig
+from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig, ProjectionConfig
 from mmt_cli.model.schema import Config, bounded
 
 
@@ -15,13 +18,17 @@ class TextConfig(Config):
 
     vocab_size: int = bounded(1, 4_000_000)
     max_length: int = bounded(1, 1_048_576)
-    positions: Literal["none", "learned"] = "learned"
+    positions: Literal["none", "learned", "sinusoidal"] = "learned"
+    position_offset: int = bounded(0, 1_024, 0)  # of the first token (BART, TrOCR: 2)
+    embedding_scale: float = bounded(1e-3, 1e4, 1.0)  # of tokens, before positions (Gemma: the root of the width)
+    embedding_norm: bool = False  # after positions (BERT, BART)
     block: BlockConfig
     num_layers: int = bounded(1, 512)
     cache: Literal["full", "int8"] = "full"  # how keys and values are kept between words
     final_norm: bool = True
     head: Literal["tied", "own"] = "tied"
     head_bias: bool = False
+    head_transform: bool = False  # a linear map and an activation before the final norm (BERT)
 
     def check(self) -> None:
         """Raise ConfigError where two fields do not fit each other."""
@@ -35,86 +42,54 @@ class TextConfig(Config):
             raise ConfigError("text has no rows (text.block.rope 2d, expected 1d or multimodal); use one of these")
 
 
-Gate = Literal["none", "tanh", "dynamic"]
+TowerConfig = PatchTowerConfig | ConvTowerConfig | DaViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConcatConfig(Config):
-    """Image and text tokens in one sequence, attended jointly; the text sees the image, whichever stands first.
+class PromptEncoderConfig(Config):
+    """A second stack that reads a prompt with the image, all of it at once; the decoder attends to what it makes.
 
-    `prefix`: the image sees itself, the text the image and the text before it; one readout per text token.
-    `causal`: the same, but each image token sees only those before it.
-    `bidirectional`: everything sees everything; one readout, at the image's class token, for the next word.
-    A gate multiplies each token by 1 + tanh(g): g learned for each modality, or computed from the token and from what
-    it may see of either modality.
+    BLIP's question encoder attends to the image (`cross`), Florence-2's reads it in one row with the prompt (`splice`).
     """
 
-    kind: Literal["concat"] = "concat"
-    order: Literal["image_first", "text_first"] = "image_first"
-    visibility: Literal["prefix", "causal", "bidirectional"] = "prefix"
-    gate: Gate = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpliceConfig(Config):
-    """Image tokens in place of placeholder tokens in the text (LLaVA); gates and visibility as in `concat`."""
-
-    kind: Literal["splice"] = "splice"
-    visibility: Literal["prefix", "causal"] = "causal"
-    placeholder_id: int | None = bounded(0, 4_000_000, None)  # None: the vocabulary's last entry
-    gate: Gate = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossConfig(Config):
-    """Causal text that attends to the image by cross-attention in every block, or every n-th from the first on.
-
-    A gate multiplies what cross-attention adds by tanh(g), with g as in `concat`.
-    """
-
-    kind: Literal["cross"] = "cross"
-    every: int = bounded(1, 512, 1)
-    gate: Gate = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedCrossConfig(Config):
-    """Cross-attention and an MLP before every n-th block, behind gates that start at zero (Flamingo).
-
-    What they add is nothing at first; but a text.block.norm `post` normalises the sum with nothing, too.
-    """
-
-    kind: Literal["gated_cross"] = "gated_cross"
-    every: int = bounded(1, 512, 1)
-    gate: Literal["tanh", "dynamic"] = "tanh"
+    text: TextConfig  # its head is not built
+    fusion: SpliceConfig | CrossConfig
+    shares_tokens: bool = False  # the decoder's token embedding
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """The whole model: vision tower → connector → fusion with text → blocks → logits."""
 
-    vision: PatchTowerConfig | ConvTowerConfig
-    connector: ConnectorConfig | None = None
+    vision: TowerConfig
+    connector: ConnectorConfig | ProjectionConfig | Florence2ConnectorConfig | None = None
+    prompt_encoder: PromptEncoderConfig | None = None
     text: TextConfig
-    fusion: ConcatConfig | SpliceConfig | CrossConfig | GatedCrossConfig
+    fusion: FusionConfig
     contrastive_width: int | None = bounded(1, 65_536, None)  # of the space where images and texts are compared
 
     def check(self) -> None:
         """Raise ConfigError where two fields do not fit each other."""
         image, text = self.memory_width, self.text.block.width
-        if image != text:
+        if image != text and (self.joint or self.fusion.gate == "dynamic"):
             raise ConfigError(
                 f"image and text widths do not meet (image {image}, text {text}); make them equal or add a connector"
             )
-        if self.vision.class_token and self.connector is not None and self.connector.reduction != "none":
+        if self.contrastive_width is not None and self.image_width != text:
+            raise ConfigError(
+                f"images and texts are compared in one width (image {self.image_width}, text {text}, "
+                f"contrastive_width {self.contrastive_width}); make them equal or leave contrastive_width out"
+            )
+        if self.prompt_encoder is not None:
+            self._check_prompt_encoder(self.prompt_encoder)
+        if self.vision.extra_tokens and self.connector is not None and self.connector.reduction != "none":
             raise ConfigError(
                 f"a class token lies in no grid (vision.class_token true, connector.reduction "
                 f"{self.connector.reduction}); leave one out"
             )
         if not self.vision.keeps_grid:
             self._check_without_grid()
-        elif self.connector is not None:
-            self.connector.reduced(self.vision.grid)
+        self.image_shape(self.vision.image_size, self.vision.image_size)
         self._check_fusion()
         if isinstance(self.fusion, SpliceConfig):
             self._check_splice(self.fusion)
@@ -124,8 +99,9 @@ class ModelConfig(Config):
         asking = _grid_settings("text.block", self.text.block) if self.joint else []
         connector = self.connector
         if connector is not None:
-            asking += _grid_settings("connector.block", connector.block)
             asking += [f"connector.reduction {connector.reduction}"] if connector.reduction != "none" else []
+        if isinstance(connector, ConnectorConfig):
+            asking += _grid_settings("connector.block", connector.block)
             asking += [f"connector.positions {connector.positions}"] if connector.positions.endswith("2d") else []
         if asking:
             raise ConfigError(
@@ -167,21 +143,49 @@ class ModelConfig(Config):
                 f"the text has no room for the image (text.max_length {self.text.max_length}, "
                 f"{self.num_image_tokens} image tokens); enlarge it"
             )
-        if fusion.placeholder_id is not None and fusion.placeholder_id >= self.text.vocab_size:
-            raise ConfigError(
-                f"the placeholder is no token (fusion.placeholder_id {fusion.placeholder_id}, "
-                f"text.vocab_size {self.text.vocab_size}); use one below"
-            )
-        if fusion.visibility == "prefix" and not self.text.block.kernel.masks:
+        if fusion.visibility != "causal" and not self.text.block.kernel.masks:
             raise ConfigError(
                 f"this kernel has one order for all rows (text.block.kernel {self.text.block.kernel.kind}, "
-                "fusion.visibility prefix, fusion.kind splice); use visibility causal"
+                f"fusion.visibility {fusion.visibility}, fusion.kind splice); use visibility causal"
             )
+
+    def _check_prompt_encoder(self, encoder: PromptEncoderConfig) -> None:
+        if self.joint:
+            raise ConfigError(
+                f"a prompt encoder makes a memory to attend to (fusion.kind {self.fusion.kind}, prompt_encoder given); "
+                "use fusion cross"
+            )
+        sizes = encoder.text.vocab_size, self.text.vocab_size
+        if encoder.shares_tokens and (sizes[0] != sizes[1] or encoder.text.block.width != self.text.block.width):
+            raise ConfigError(
+                f"shared token embeddings have one shape (prompt_encoder {sizes[0]} x {encoder.text.block.width}, "
+                f"text {sizes[1]} x {self.text.block.width}); make them equal"
+            )
+        _ = self.of_prompt_encoder  # checks how its own parts meet
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether prompt encoder and decoder have one token embedding."""
+        return self.prompt_encoder is not None and self.prompt_encoder.shares_tokens
+
+    @property
+    def of_prompt_encoder(self) -> "ModelConfig":
+        """The prompt encoder seen as a model of its own."""
+        assert self.prompt_encoder is not None
+        encoder = self.prompt_encoder
+        return dataclasses.replace(
+            self, text=encoder.text, fusion=encoder.fusion, prompt_encoder=None, contrastive_width=None
+        )
+
+    @property
+    def image_width(self) -> int:
+        """Width of the image tokens."""
+        return self.vision.width if self.connector is None else self.connector.width
 
     @property
     def memory_width(self) -> int:
-        """Width of the image tokens that reach the fusion."""
-        return self.vision.width if self.connector is None else self.connector.block.width
+        """Width of what reaches the fusion: image tokens, or what a prompt encoder makes of them."""
+        return self.image_width if self.prompt_encoder is None else self.prompt_encoder.text.block.width
 
     @property
     def image_grid(self) -> tuple[int, int] | None:
@@ -208,15 +212,17 @@ class ModelConfig(Config):
             self._check_other_size(f"{height} x {width} pixels")
         if not self.vision.keeps_grid:
             return None, self.vision.tokens_of(grid)
-        reduced = grid if self.connector is None else self.connector.reduced(grid)
-        return reduced, reduced[0] * reduced[1] + self.vision.class_token
+        extra = self.vision.extra_tokens
+        return (grid, grid[0] * grid[1] + extra) if self.connector is None else self.connector.shape_of(grid, extra)
 
     def _check_other_size(self, sides: str) -> None:
         """Raise ConfigError where a part is made for the tokens of one image size."""
         parts = {"vision": self.vision, "connector": self.connector}
-        blocks = {name: part.block for name, part in parts.items() if part and not isinstance(part, ConvTowerConfig)}
+        blocks = {n: part.block for n, part in parts.items() if isinstance(part, PatchTowerConfig | ConnectorConfig)}
         fixed = [f"{name}.block.kernel {b.kernel.kind}" for name, b in blocks.items() if not b.kernel.any_length]
-        if self.connector is not None and self.connector.positions == "learned" and not self.vision.keeps_grid:
+        connector = self.connector
+        learned = isinstance(connector, ConnectorConfig) and connector.positions == "learned"
+        if learned and not self.vision.keeps_grid:
             fixed.append("connector.positions learned of merged tokens")
         if fixed:
             size = self.vision.image_size
@@ -236,6 +242,8 @@ class ModelConfig(Config):
     @property
     def placeholder_id(self) -> int | None:
         """The token that an image's tokens take the place of; None where they stand beside the text."""
+        if self.prompt_encoder is not None:
+            return self.of_prompt_encoder.placeholder_id
         if not isinstance(self.fusion, SpliceConfig):
             return None
         given = self.fusion.placeholder_id

@@ -32,6 +32,7 @@ class FusedSequence:
     place_BLA: Tensor | None = None  # for rotary positions
     image_BL: Tensor | None = None  # True at image tokens, for experts; None where all are text
     memory_BMD: Tensor | None = None
+    memory_mask_B11M: Tensor | None = None  # False at padding of the memory; None where there is none
     summary_BLS: Tensor | None = None  # for dynamic gates: means of the image and of the text that a token may see
     text_sum_BTD: Tensor | None = None
     image_mean_BD: Tensor | None = None
@@ -95,6 +96,7 @@ class Fusion(nn.Module):
             readout=slice(0, length),
             start=start,
             place_BLA=text_places(self.axes, position_BT, start.rotary) if self.axes else None,
+            memory_mask_B11M=cache.memory_mask_B11M,
             summary_BLS=summary_BTS,
             text_sum_BTD=sum_BTD,
         )

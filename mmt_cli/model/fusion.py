@@ -7,13 +7,14 @@ from torch import Tensor
 
 from mmt_cli.model.cache import TextStart
 from mmt_cli.model.concat import BidirectionalConcat, CausalConcat, Concat
-from mmt_cli.model.config import ConcatConfig, ModelConfig, SpliceConfig
+from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.fused import FusedSequence, Fusion, no_image, words
+from mmt_cli.model.fusion_config import ConcatConfig, SpliceConfig
 from mmt_cli.model.mask import Segment
 from mmt_cli.model.position import text_positions
 from mmt_cli.model.rotary import text_places
-from mmt_cli.model.splice import PrefixSplice, Splice
+from mmt_cli.model.splice import PrefixSplice, PromptSplice, Splice
 from mmt_cli.model.text import TextEmbedding
 
 
@@ -39,6 +40,7 @@ class Cross(Fusion):
             start=start,
             place_BLA=text_places(self.axes, position_BT, 0) if self.axes else None,
             memory_BMD=None if image is None else image.x_BND,
+            memory_mask_B11M=None if image is None or image.valid_BN is None else image.valid_BN[:, None, None],
             summary_BLS=summary_BTS,
             text_sum_BTD=sum_BTD,
             image_mean_BD=image_mean_BD,
@@ -50,7 +52,7 @@ CONCATS: dict[str, type[Concat]] = {
     "causal": CausalConcat,
     "bidirectional": BidirectionalConcat,
 }
-SPLICES: dict[str, type[Splice]] = {"prefix": PrefixSplice, "causal": Splice}
+SPLICES: dict[str, type[Splice]] = {"prefix": PrefixSplice, "causal": Splice, "prompt": PromptSplice}
 
 
 def build_fusion(config: ModelConfig) -> Fusion:

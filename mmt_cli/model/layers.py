@@ -4,12 +4,14 @@ B batch, L sequence, D width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from mmt_cli.model.block_config import BlockConfig
+from mmt_cli.model.block_config import Activation, BlockConfig
 from mmt_cli.model.context import Context
 
 
@@ -21,8 +23,40 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x_BLD.to(self.weight.dtype))
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
+class RMSNormPlusOne(nn.Module):
+    """The same with a weight that starts at zero and counts from one (Gemma); float32 inside."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return BLD."""
+        scale_D = 1.0 + self.weight.float()
+        return functional.rms_norm(x_BLD.float(), scale_D.shape, scale_D, self.eps).to(x_BLD.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x times the logistic function of 1.702 x, the approximation that CLIP was trained with."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return BLD."""
+        return x_BLD * torch.sigmoid(1.702 * x_BLD)
+
+
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "layernorm": nn.LayerNorm,
+    "rmsnorm": RMSNorm,
+    "rmsnorm_plus_one": RMSNormPlusOne,
+}
 
 
 def build_norm(config: BlockConfig, width: int | None = None) -> nn.Module:

@@ -4,6 +4,7 @@ B batch, T text tokens, N image tokens or rows of a table, D width, R rows and C
 E half the width.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -119,6 +120,16 @@ def _sincos_2d(table_ND: Tensor | None, grid: Grid | None, tokens_BND: Tensor, *
     column_CE = _sincos(columns, width // 2, tokens_BND.device)
     cells_RCD = torch.cat([row_RE[:, None].expand(-1, columns, -1), column_CE.expand(rows, -1, -1)], dim=2)
     return torch.cat([cells_RCD.new_zeros(extra, width), cells_RCD.flatten(0, 1)]).to(tokens_BND.dtype)
+
+
+def sinusoids(place_BT: Tensor, width: int) -> Tensor:
+    """Return sines, then cosines, of each place, BTD in float32, as tensor2tensor has them (an odd width ends in 0)."""
+    half = width // 2
+    frequency_F = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=place_BT.device) * -(math.log(_TEMPERATURE) / (half - 1))
+    )
+    angle_BTF = place_BT.float()[..., None] * frequency_F
+    return functional.pad(torch.cat([angle_BTF.sin(), angle_BTF.cos()], dim=-1), (0, width % 2))
 
 
 def _sincos(count: int, width: int, device: torch.device) -> Tensor:

@@ -16,8 +16,10 @@ from mmt_cli.model.block_config import (
     PerformerKernelConfig,
     SlidingWindowKernelConfig,
 )
-from mmt_cli.model.config import ConcatConfig, CrossConfig, GatedCrossConfig, ModelConfig, TextConfig
+from mmt_cli.model.config import ModelConfig, TextConfig
+from mmt_cli.model.fusion_config import ConcatConfig, CrossConfig, GatedCrossConfig
 from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
+from mmt_cli.model.presets_hf import blip_base, git_base, smolvlm_256m, vit_gpt2
 
 SEED_MAX_LENGTH = 512  # the listing's table of text positions has this many rows
 
@@ -177,6 +179,10 @@ PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "window": window,
     "linformer": linformer,
     "performer": performer,
+    "git-base": git_base,
+    "blip-base": blip_base,
+    "vit-gpt2": vit_gpt2,
+    "smolvlm-256m": smolvlm_256m,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmt_cli.model.image_config import ConnectorConfig
+from mmt_cli.model.image_config import ReductionConfig
 
 Grid = tuple[int, int]
 
@@ -32,7 +32,7 @@ def average(x_BND: Tensor, grid: Grid, factor: int) -> Tensor:
     return functional.avg_pool2d(x_BDRC, factor, ceil_mode=True).flatten(2).transpose(1, 2)
 
 
-def build_reduction(config: ConnectorConfig) -> Callable[[Tensor, Grid | None], Tensor]:
+def build_reduction(config: ReductionConfig) -> Callable[[Tensor, Grid | None], Tensor]:
     """Return the function from tokens BND and the grid they lie in to the fewer, perhaps wider tokens.
 
     Only `reduction none` takes tokens that lie in no grid.
@@ -43,7 +43,7 @@ def build_reduction(config: ConnectorConfig) -> Callable[[Tensor, Grid | None], 
     return partial(_on_grid, reduce=reduce, factor=config.reduction_factor)
 
 
-def reduced_width(config: ConnectorConfig, tower_width: int) -> int:
+def reduced_width(config: ReductionConfig, tower_width: int) -> int:
     """Return the width of a token that `build_reduction` gives for one of `tower_width`."""
     return tower_width * config.reduction_factor**2 if config.reduction == "pixel_shuffle" else tower_width
 

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from mmt_cli.errors import UsageError
-from mmt_cli.model.block import Block, cross_block, gated_cross_block, plain_block
 from mmt_cli.model.cache import SLOTS, KVCache
-from mmt_cli.model.config import CrossConfig, GatedCrossConfig, ModelConfig
-from mmt_cli.model.context import Context, ImageTokens
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.context import Images, ImageTokens
 from mmt_cli.model.contrastive import ContrastiveHead
 from mmt_cli.model.fused import FusedSequence
 from mmt_cli.model.fusion import build_fusion
-from mmt_cli.model.gate import Gate, build_gate
-from mmt_cli.model.mask import Visibility
+from mmt_cli.model.gate import Gate
 from mmt_cli.model.rotary import build_rotary
+from mmt_cli.model.stack import PromptEncoder, build_blocks, run_blocks
 from mmt_cli.model.text import TextEmbedding, VocabularyHead
-from mmt_cli.model.vision import Connector, ConvolutionPatches, build_tower
+from mmt_cli.model.vision import ConvolutionPatches, build_connector, build_tower
+
+_TILES_AT_ONCE = 16  # of 512 pixels a side: half a gigabyte inside the tower
 
 
 class MultimodalTransformer(nn.Module):
@@ -27,31 +28,60 @@ class MultimodalTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        text, connector = config.text, config.connector
+        text = config.text
         self.vision = build_tower(config.vision)
-        self.connector = nn.Identity() if connector is None else Connector(connector, config.vision)
+        self.connector = build_connector(config)
         self.text = TextEmbedding(text)
+        self.prompt_encoder = None if config.prompt_encoder is None else PromptEncoder(config.of_prompt_encoder)
         self.fusion = build_fusion(config)
         self.rotary = build_rotary(text.block)
-        self.blocks = nn.ModuleList(_block(config, index) for index in range(text.num_layers))
-        self.head = VocabularyHead(text, self.text.tokens)
+        self.blocks = build_blocks(config)
+        self.head = VocabularyHead(text)
         space = config.contrastive_width
         self.contrastive = None if space is None else ContrastiveHead(width=text.block.width, shared_width=space)
+        self.tie()
 
-    def forward(self, token_ids_BT: Tensor, pixels_BCHW: Tensor, *, valid_BT: Tensor | None = None) -> Tensor:
+    def tie(self) -> None:
+        """Let shared weights be one tensor: a tied head's, and the tokens that both stacks read."""
+        if self.config.text.head == "tied":
+            self.head.projection.weight = self.text.tokens.weight
+        if self.prompt_encoder is not None and self.config.shares_tokens:
+            self.prompt_encoder.text.tokens.weight = self.text.tokens.weight
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds: parameters and buffers by name, shared ones under their first name alone."""
+        state = dict(self.state_dict(keep_vars=True))
+        shared = {"head.projection.weight": self.config.text.head == "tied"}
+        shared["prompt_encoder.text.tokens.weight"] = self.config.shares_tokens
+        return {name: tensor for name, tensor in state.items() if not shared.get(name)}
+
+    def forward(
+        self,
+        token_ids_BT: Tensor,
+        pixels_BCHW: Tensor | Images,
+        prompt_ids_BP: Tensor | None = None,
+        *,
+        valid_BT: Tensor | None = None,
+        prompt_valid_BP: Tensor | None = None,
+    ) -> Tensor:
         """Return the next-token logits, float32, before any sampling.
 
         Args:
             token_ids_BT: token ids; the same number T in every row.
-            pixels_BCHW: preprocessed images, one a row.
+            pixels_BCHW: preprocessed images, one a row; or images in tiles.
+            prompt_ids_BP: for models with a prompt encoder what it reads; None for all others.
             valid_BT: True at tokens, False at padding behind them; None when nothing is padded.
+            prompt_valid_BP: the same for the prompt encoder.
 
         Returns:
             logits_BTV, one row per text token; with bidirectional fusion B x 1 x V, the token after the whole text.
         """
-        return self.read(token_ids_BT, self.see(pixels_BCHW), valid_BT=valid_BT)
+        image = self.see(pixels_BCHW)
+        if prompt_ids_BP is not None:
+            image = self.ask(prompt_ids_BP, image, valid_BP=prompt_valid_BP)
+        return self.read(token_ids_BT, image, valid_BT=valid_BT)
 
-    def see(self, pixels_BCHW: Tensor) -> ImageTokens:
+    def see(self, pixels_BCHW: Tensor | Images) -> ImageTokens:
         """Return the image tokens that the text will look at.
 
         Pixels may have other sides than the config's `image_size`: positions are resampled to their grid.
@@ -59,12 +89,22 @@ class MultimodalTransformer(nn.Module):
         Raises:
             UsageError: the pixels have other channels than the model reads, or sides that it cannot read.
         """
+        if isinstance(pixels_BCHW, Images):
+            tiles = [self.see(part_NCHW) for part_NCHW in torch.split(pixels_BCHW.tiles_NCHW, _TILES_AT_ONCE)]
+            all_tiles = ImageTokens(x_BND=torch.cat([part.x_BND for part in tiles]), grid=None)
+            return all_tiles.gathered(pixels_BCHW.count_B)
         found, wanted = pixels_BCHW.shape[1], self.config.vision.channels
         if found != wanted:
             raise UsageError(f"pixels and model do not fit (found {found} channels, the model reads {wanted}); convert")
         self.config.image_shape(*pixels_BCHW.shape[2:])
         image: ImageTokens = self.connector(self.vision(pixels_BCHW))
         return image
+
+    def ask(self, prompt_ids_BP: Tensor, image: ImageTokens, *, valid_BP: Tensor | None = None) -> ImageTokens:
+        """Return what the text will look at once the prompt encoder has read prompt and image."""
+        assert self.prompt_encoder is not None, "a prompt for a model without a prompt encoder"
+        memory: ImageTokens = self.prompt_encoder(prompt_ids_BP, valid_BP, image)
+        return memory
 
     def read(self, token_ids_BT: Tensor, image: ImageTokens | None, *, valid_BT: Tensor | None = None) -> Tensor:
         """Return the logits as `forward` does, for images that `see` has seen; without an image for the text alone."""
@@ -97,6 +137,7 @@ class MultimodalTransformer(nn.Module):
             slots=SLOTS[self.config.text.cache],
         )
         cache.image_mean_BD = fused.image_mean_BD
+        cache.memory_mask_B11M = fused.memory_mask_B11M
         x_BTD = self.run(fused, cache)
         cache.length = fused.x_BLD.shape[1]
         last_B1D = x_BTD[torch.arange(batch, device=x_BTD.device), count_B - 1][:, None]
@@ -120,43 +161,7 @@ class MultimodalTransformer(nn.Module):
 
     def run(self, fused: FusedSequence, cache: KVCache | None = None) -> Tensor:
         """Return the last block's output at the readout positions, behind a cache where one is given."""
-        tokens = fused.tokens
-        if cache is not None and fused.text_sum_BTD is not None:
-            cache.write_text_sums(fused.text_sum_BTD)
-        visibility = Visibility(
-            queries=tokens,
-            keys=tokens if cache is None else cache.write_tokens(tokens),
-            segments=fused.segments,
-            grid=fused.grid,
-            start=0 if cache is None else cache.length,
-        )
-        rotation = None
-        if self.rotary is not None:
-            assert fused.place_BLA is not None, "rotary positions without places"
-            rotation = self.rotary(fused.place_BLA)
-        x_BLD = fused.x_BLD
-        for index, block in enumerate(self.blocks):
-            context = Context(
-                visibility=visibility,
-                rotation=rotation,
-                image_BL=fused.image_BL,
-                memory_BMD=fused.memory_BMD,
-                summary_BLS=fused.summary_BLS,
-                cache=None if cache is None else cache.layers[index],
-            )
-            x_BLD = block(x_BLD, context)
-        return x_BLD[:, fused.readout]
-
-
-def _block(config: ModelConfig, index: int) -> Block:
-    """Return the text's block at this depth: with a cross-attention in it where the config has one there."""
-    fusion, block = config.fusion, config.text.block
-    if not isinstance(fusion, CrossConfig | GatedCrossConfig) or index % fusion.every:
-        return plain_block(block)
-    width = config.memory_width
-    if isinstance(fusion, CrossConfig):
-        return cross_block(block, width, build_gate(fusion.gate, block.width))
-    return gated_cross_block(block, width, (build_gate(fusion.gate, block.width), build_gate(fusion.gate, block.width)))
+        return run_blocks(self.blocks, self.rotary, fused, cache)
 
 
 def initialise(model: MultimodalTransformer) -> None:

@@ -21,8 +21,9 @@ from mmt_cli.model.block_config import (
     PerformerKernelConfig,
     SlidingWindowKernelConfig,
 )
-from mmt_cli.model.config import ConcatConfig, CrossConfig, GatedCrossConfig, ModelConfig, TextConfig
-from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig
+from mmt_cli.model.config import ModelConfig, PromptEncoderConfig, TextConfig
+from mmt_cli.model.fusion_config import ConcatConfig, CrossConfig, GatedCrossConfig
+from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig, ProjectionConfig
 from mmt_cli.model.presets import PRESETS, changed, preset, with_dropout
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -42,11 +43,12 @@ def blocks(draw: st.DrawFn, width: int | None = None, *, reads_text: bool = Fals
         width=width or heads * part,
         num_heads=1 if width else heads,
         num_kv_heads=draw(st.sampled_from([None, 1])),
+        head_dim=draw(st.sampled_from([None, 8, 40])),
         mlp_width=draw(st.integers(1, 500)),
         norm=draw(st.sampled_from(["pre", "post", "sandwich"])),
-        norm_kind=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        norm_kind=draw(st.sampled_from(["layernorm", "rmsnorm", "rmsnorm_plus_one"])),
         norm_eps=draw(st.floats(1e-12, 1)),
-        activation=draw(st.sampled_from(["gelu", "relu", "silu"])),
+        activation=draw(st.sampled_from(["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])),
         gated=draw(st.booleans()),
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
@@ -76,16 +78,32 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     text = TextConfig(
         vocab_size=draw(st.integers(1, 4_000_000)),
         max_length=draw(st.integers(1, 2_000)),
-        positions=draw(st.sampled_from(["none", "learned"])),
+        positions=draw(st.sampled_from(["none", "learned", "sinusoidal"])),
+        position_offset=draw(st.integers(0, 1_024)),
+        embedding_scale=draw(st.floats(1e-3, 1e4)),
+        embedding_norm=draw(st.booleans()),
+        head_transform=draw(st.booleans()),
         block=draw(blocks(reads_text=True)),
         num_layers=draw(st.integers(1, 512)),
         final_norm=draw(st.booleans()),
         head=draw(st.sampled_from(["tied", "own"])),
         head_bias=draw(st.booleans()),
     )
-    connector = None
+    connector: ConnectorConfig | ProjectionConfig | None = None
     class_token = draw(st.booleans())
-    if draw(st.booleans()):
+    which = draw(st.sampled_from(["none", "projection", "linear"]))
+    if which == "projection":
+        connector = ProjectionConfig(
+            reduction="none" if class_token else draw(st.sampled_from(["none", "average"])),
+            width=text.block.width,
+            hidden_width=draw(st.none() | st.integers(1, 99)),
+            activation=draw(st.sampled_from(["gelu", "relu"])),
+            bias=draw(st.booleans()),
+            input_norm=draw(st.booleans()),
+            output_norm=draw(st.booleans()),
+            norm_eps=draw(st.floats(1e-12, 1)),
+        )
+    if which == "linear":
         connector = ConnectorConfig(
             reduction="none" if class_token else draw(st.sampled_from(["none", "average"])),
             positions=draw(st.sampled_from(["none", "learned", "learned_2d", "sincos_2d"])),
@@ -103,14 +121,23 @@ def configs(draw: st.DrawFn) -> ModelConfig:
             positions=draw(st.sampled_from(["none", "learned", "learned_2d", "sincos_2d"])),
             block=draw(blocks(None if connector else text.block.width)),
             num_layers=draw(st.integers(0, 9)),
+            patch_bias=draw(st.booleans()),
+            cuts_patches=draw(st.booleans()),
             class_token=class_token,
+            distillation_token=class_token and draw(st.booleans()),
+            embedding_norm=draw(st.booleans()),
             final_norm=draw(st.booleans()),
         )
+    fusion = draw(fusions(has_class_token=vision.class_token))
+    encoder = None
+    if isinstance(fusion, CrossConfig) and fusion.gate != "dynamic" and draw(st.booleans()):
+        encoder = PromptEncoderConfig(text=text, fusion=CrossConfig(), shares_tokens=draw(st.booleans()))
     return ModelConfig(
         vision=vision,
         connector=connector,
+        prompt_encoder=encoder,
         text=text,
-        fusion=draw(fusions(has_class_token=vision.class_token)),
+        fusion=fusion,
         contrastive_width=draw(st.none() | st.integers(1, 999)),
     )
 
@@ -248,7 +275,7 @@ def _deep_objects(tree: dict[str, Any]) -> None:
         (_without, "text.vocab_size"),
         (_with_unknown_key, "'xxx"),
         (_deep, "vocab_size"),
-        (_deep_objects, "vision.kind"),
+        (_deep_objects, "vision.block"),
     ],
 )
 def test_a_spoilt_tree_is_refused_by_name(spoil: Callable[[dict[str, Any]], None], named: str) -> None:

@@ -44,14 +44,15 @@ def blocks(width: Any, kernels: list[str], ropes: list[str], **more: Any) -> Any
             "num_heads": chosen(1, 2),
             "mlp_width": chosen(8, 24),
             "norm": chosen("pre", "post", "sandwich"),
-            "norm_kind": chosen("layernorm", "rmsnorm"),
-            "activation": chosen("gelu", "relu", "silu"),
+            "norm_kind": chosen("layernorm", "rmsnorm", "rmsnorm_plus_one"),
+            "activation": chosen("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"),
             "gated": BOOLEAN,
             "qkv_bias": BOOLEAN,
             "out_bias": BOOLEAN,
             "mlp_bias": BOOLEAN,
             "qk_norm": BOOLEAN,
             "num_kv_heads": chosen(None, 1),
+            "head_dim": chosen(None, None, 8, 24),
             "layer_scale": chosen(None, 0.5),
             "rope": chosen(*ropes),
             "kernel": chosen(*kernels).flatmap(lambda kind: chosen(*KERNELS[kind])),
@@ -79,18 +80,39 @@ TOWERS = st.fixed_dictionaries(
         "block": IMAGE_BLOCKS,
         "num_layers": chosen(0, 1, 2),
         "merged_tokens": chosen(0, 0, 1),
+        "patch_bias": BOOLEAN,
         "class_token": BOOLEAN,
+        "distillation_token": BOOLEAN,
+        "leaves_class_token": BOOLEAN,
+        "embedding_norm": BOOLEAN,
         "final_norm": BOOLEAN,
     }
 )
-CONNECTORS = st.none() | st.fixed_dictionaries(
+PROJECTIONS = st.fixed_dictionaries(
     {
+        "kind": st.just("projection"),
         "reduction": chosen("none", "pixel_shuffle", "average"),
         "reduction_factor": chosen(1, 2, 3),
-        "positions": chosen(*POSITIONS),
-        "block": IMAGE_BLOCKS,
-        "num_layers": chosen(0, 1),
+        "width": WIDTHS,
+        "hidden_width": chosen(None, 24),
+        "activation": chosen("gelu", "relu"),
+        "bias": BOOLEAN,
+        "input_norm": BOOLEAN,
+        "output_norm": BOOLEAN,
     }
+)
+CONNECTORS = (
+    st.none()
+    | PROJECTIONS
+    | st.fixed_dictionaries(
+        {
+            "reduction": chosen("none", "pixel_shuffle", "average"),
+            "reduction_factor": chosen(1, 2, 3),
+            "positions": chosen(*POSITIONS),
+            "block": IMAGE_BLOCKS,
+            "num_layers": chosen(0, 1),
+        }
+    )
 )
 GATES = chosen("none", "tanh", "dynamic")
 FUSIONS = st.one_of(
@@ -113,25 +135,32 @@ def configs(draw: Any) -> ModelConfig:
     """Return a config that can be built; what cannot is drawn again."""
     tower, connector, fusion, block = draw(TOWERS), draw(CONNECTORS), draw(FUSIONS), draw(TEXT_BLOCKS)
     # The commonest misfits are mended: nearly all draws would be refused.
-    (connector or tower)["block"]["width"] = block["width"]
+    if not fusion["kind"].endswith("cross") or fusion["gate"] == "dynamic":
+        last = connector or tower
+        last.get("block", last)["width"] = block["width"]
     if fusion["kind"].endswith("cross"):
         block["experts"], block["rope"] = "none", "1d" if block["rope"] == "multimodal" else block["rope"]
-    if connector is not None and tower["class_token"]:
-        connector["reduction"] = "none"
     if fusion.get("visibility") == "bidirectional":
-        tower["class_token"] = True
+        tower["class_token"] = tower["leaves_class_token"] = True
+    tower["distillation_token"] &= tower["class_token"]
+    if connector is not None and tower["class_token"] and tower["leaves_class_token"]:
+        connector["reduction"] = "none"
     if tower["merged_tokens"]:
         tower["block"] |= {"kernel": {"kind": "full"}, "rope": "none"}
     text = {
         "vocab_size": 97,
         "max_length": 64,
-        "positions": draw(chosen("none", "learned")),
+        "positions": draw(chosen("none", "learned", "sinusoidal")),
+        "position_offset": draw(chosen(0, 2)),
+        "embedding_scale": draw(chosen(1.0, 2.5)),
+        "embedding_norm": draw(BOOLEAN),
         "block": block,
         "num_layers": draw(chosen(1, 2)),
         "cache": draw(chosen("full", "full", "int8")),
         "final_norm": draw(BOOLEAN),
         "head": draw(chosen("tied", "own")),
         "head_bias": draw(BOOLEAN),
+        "head_transform": draw(BOOLEAN),
     }
     try:
         return ModelConfig.from_json({"vision": tower, "connector": connector, "text": text, "fusion": fusion})

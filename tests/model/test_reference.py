@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmt_cli.model.block_config import BlockConfig
-from mmt_cli.model.config import ConcatConfig, ModelConfig
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.fusion_config import ConcatConfig
 from mmt_cli.model.presets import preset
 
 Weights = dict[str, Tensor]

@@ -1,5 +1,6 @@
 """Each switch does something, and is the plain model where it should be: closed gates, equal experts, wide windows."""
 
+import math
 import zlib
 from types import ModuleType
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from mmt_cli.errors import ConfigError, UsageError
+from mmt_cli.model import kernel_window
 from mmt_cli.model.cache import Int8Slots, Slots
 from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.layers import ACTIVATIONS
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -18,11 +21,19 @@ MOVED, NOISE = 1e-3, 1e-4
 LENGTH = 6
 CROSS = {"fusion": {"kind": "cross"}, "text.num_layers": 3}
 CONNECTOR = {"connector": {"block": {"width": 32, "num_heads": 2, "mlp_width": 64}}}
+PROJECTION = {"connector": {"kind": "projection", "width": 32}}
 WINDOW = {"kind": "sliding_window", "image_window": 3, "text_window": 2}
+SPLICE = {"fusion": {"kind": "splice"}}
+_READER = {"vocab_size": 97, "max_length": 48, "block": {"width": 32, "num_heads": 2, "mlp_width": 48}, "num_layers": 1}
+QUESTION = {"prompt_encoder": {"text": _READER, "fusion": {"kind": "cross"}}}
 
 # What a switch is turned on top of, and the switch.
 SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vision.embedding": ({}, {"vision.embedding": "convolution"}),
+    "vision.patch_bias": ({}, {"vision.patch_bias": False}),
+    "vision.distillation_token": ({"vision.class_token": True}, {"vision.distillation_token": True}),
+    "vision.leaves_class_token": ({"vision.class_token": True}, {"vision.leaves_class_token": False}),
+    "vision.embedding_norm": ({}, {"vision.embedding_norm": True}),
     "vision.positions learned_2d": ({}, {"vision.positions": "learned_2d"}),
     "vision.positions sincos_2d": ({"vision.positions": "none"}, {"vision.positions": "sincos_2d"}),
     "vision.rope 1d": ({}, {"vision.block.rope": "1d"}),
@@ -35,8 +46,20 @@ SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "connector.reduction average": (CONNECTOR, {"connector.reduction": "average"}),
     "connector.positions learned": (CONNECTOR, {"connector.positions": "learned"}),
     "connector.positions sincos_2d": (CONNECTOR, {"connector.positions": "sincos_2d"}),
+    "connector projection": ({}, PROJECTION),
+    "connector.hidden_width": (PROJECTION, {"connector.hidden_width": 24}),
+    "connector.activation": (PROJECTION | {"connector.hidden_width": 24}, {"connector.activation": "relu"}),
+    "connector.bias": (PROJECTION, {"connector.bias": False}),
+    "connector.input_norm": (PROJECTION, {"connector.input_norm": True}),
+    "connector.output_norm": (PROJECTION, {"connector.output_norm": True}),
+    "connector.norm_eps": (PROJECTION | {"connector.output_norm": True}, {"connector.norm_eps": 0.1}),
+    "connector.reduction of a projection": (PROJECTION, {"connector.reduction": "pixel_shuffle"}),
     "fusion.visibility causal": ({}, {"fusion.visibility": "causal"}),
     "fusion.order": ({"text.block.kernel": WINDOW}, {"fusion.visibility": "causal", "fusion.order": "text_first"}),
+    "fusion.visibility prompt": (SPLICE, {"fusion.visibility": "prompt"}),
+    "prompt_encoder": (CROSS, QUESTION),
+    "prompt_encoder.fusion": (CROSS | QUESTION, {"prompt_encoder.fusion.kind": "splice"}),
+    "prompt_encoder.shares_tokens": (CROSS | QUESTION, {"prompt_encoder.shares_tokens": True}),
     "fusion.kind cross": ({}, {"fusion.kind": "cross"}),
     "fusion.kind gated_cross": (CROSS, {"fusion.kind": "gated_cross"}),
     "fusion.every": (CROSS, {"fusion.every": 2}),
@@ -45,6 +68,11 @@ SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fusion.gate tanh, cross": (CROSS, {"fusion.gate": "tanh"}),
     "fusion.gate dynamic, cross": (CROSS, {"fusion.gate": "dynamic"}),
     "text.positions": ({}, {"text.positions": "none"}),
+    "text.positions sinusoidal": ({"text.positions": "none"}, {"text.positions": "sinusoidal"}),
+    "text.position_offset": ({}, {"text.position_offset": 2}),
+    "text.position_offset of sines": ({"text.positions": "sinusoidal"}, {"text.position_offset": 2}),
+    "text.embedding_scale": ({}, {"text.embedding_scale": 3.0}),
+    "text.embedding_norm": ({}, {"text.embedding_norm": True}),
     "text.rope 1d": ({}, {"text.block.rope": "1d"}),
     "text.rope multimodal": ({"text.block.rope": "1d"}, {"text.block.rope": "multimodal"}),
     "text.rope_theta": ({"text.block.rope": "1d"}, {"text.block.rope_theta": 10.0}),
@@ -56,10 +84,17 @@ SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "norm post": ({}, {"text.block.norm": "post"}),
     "norm sandwich": ({}, {"text.block.norm": "sandwich"}),
     "norm_kind": ({}, {"text.block.norm_kind": "rmsnorm"}),
+    "norm_kind rmsnorm_plus_one": (
+        {"text.block.norm_kind": "rmsnorm"},
+        {"text.block.norm_kind": "rmsnorm_plus_one"},
+    ),
     "norm_eps": ({}, {"text.block.norm_eps": 0.1}),
     "activation relu": ({}, {"text.block.activation": "relu"}),
+    "activation gelu_tanh": ({"text.num_layers": 4, "text.block.gated": True}, {"text.block.activation": "gelu_tanh"}),
+    "activation quick_gelu": ({}, {"text.block.activation": "quick_gelu"}),
     "activation silu": ({}, {"text.block.activation": "silu"}),
     "gated": ({}, {"text.block.gated": True}),
+    "head_dim": ({}, {"text.block.head_dim": 24}),
     "num_kv_heads": ({}, {"text.block.num_kv_heads": 1}),
     "qk_norm": ({}, {"text.block.qk_norm": True}),
     "qk_norm of cross-attention": (CROSS | {"text.block.rope": "1d"}, {"text.block.qk_norm": True}),
@@ -68,6 +103,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "out_bias": ({}, {"text.block.out_bias": False}),
     "mlp_bias": ({}, {"text.block.mlp_bias": False}),
     "head own": ({}, {"text.head": "own"}),
+    "head_transform": ({}, {"text.head_transform": True}),
     "head_bias": ({}, {"text.head_bias": True}),
     "experts mlp": ({}, {"text.block.experts": "mlp"}),
     "experts attention+mlp": ({"text.block.experts": "mlp"}, {"text.block.experts": "attention+mlp"}),
@@ -103,6 +139,21 @@ def test_a_switch_changes_what_the_model_computes(name: str, tools: ModuleType) 
     base, switch = SWITCHES[name]
     logits = [cached_logits(model_of(tools, config_of(tools, *s)), tools) for s in ((base,), (base, switch))]
     assert (logits[0] - logits[1]).abs().amax(dim=-1).min() >= MOVED
+
+
+def test_activations_are_what_papers_say() -> None:
+    """GELU's tanh form: Hendrycks and Gimpel 2016; x times the logistic function of 1.702 x: there, too, and CLIP."""
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    by_hand = {
+        "gelu": x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+        "gelu_tanh": x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+        "quick_gelu": x / (1 + torch.exp(-1.702 * x)),
+        "relu": x.clamp_min(0),
+        "silu": x / (1 + torch.exp(-x)),
+    }
+    assert by_hand.keys() == ACTIVATIONS.keys()
+    for name, build in ACTIVATIONS.items():
+        torch.testing.assert_close(build()(x), by_hand[name])
 
 
 def copy_weights(source: MultimodalTransformer, target: MultimodalTransformer, rename: dict[str, str]) -> None:
@@ -206,6 +257,163 @@ def test_a_convolution_of_patches_is_the_linear_map(tools: ModuleType) -> None:
     same(linear, conv, tools)
 
 
+def test_pixels_beyond_the_last_whole_patch_go_unseen(tools: ModuleType) -> None:
+    whole, cutting = (
+        model_of(tools, config_of(tools, {"vision.embedding": embedding, "vision.image_size": side, **cuts}))
+        for embedding, side, cuts in (("linear", 32, {}), ("convolution", 37, {"vision.cuts_patches": True}))
+    )
+    cutting.vision.embedding.weight.data.copy_(whole.vision.embedding.weight.unflatten(1, (3, 8, 8)))
+    ids, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(cutting.config, 2)
+    assert (whole(ids, pixels[:, :, :32, :32]) - cutting(ids, pixels)).abs().max() <= NOISE
+    linear = model_of(tools, config_of(tools, {"vision.image_size": 37, "vision.cuts_patches": True}))
+    assert (whole(ids, pixels[:, :, :32, :32]) - linear(ids, pixels)).abs().max() <= NOISE
+    with pytest.raises(UsageError, match="patch_size 8, 37 x 37"):
+        whole(ids, pixels)
+
+
+def test_a_class_token_that_stays_in_the_tower_is_seen_there_alone(tools: ModuleType) -> None:
+    """The rest of the image tokens are those of a model whose text sees it."""
+    settings = {"vision.class_token": True, "vision.distillation_token": True}
+    leaving, staying = (
+        model_of(tools, config_of(tools, settings, {"vision.leaves_class_token": leaves})) for leaves in (True, False)
+    )
+    image, cells = (model.see(tools.random_pixels(leaving.config, 2)) for model in (leaving, staying))
+    assert (image.extra, cells.extra, cells.grid) == (2, 0, (4, 4))
+    assert (image.x_BND[:, 2:] - cells.x_BND).abs().max() <= NOISE
+
+
+def test_a_projection_with_a_norm_is_a_connector_without_blocks(tools: ModuleType) -> None:
+    blocks, projection = (
+        model_of(tools, config_of(tools, settings))
+        for settings in (CONNECTOR, PROJECTION | {"connector.output_norm": True})
+    )
+    copy_weights(blocks, projection, {"connector.layers.0.": "connector.projection."})
+    same(blocks, projection, tools)
+
+
+def test_a_norm_that_counts_from_one_is_the_other_with_one_added(tools: ModuleType) -> None:
+    plain, counting = (
+        model_of(tools, config_of(tools, {"text.block.norm_kind": kind})) for kind in ("rmsnorm", "rmsnorm_plus_one")
+    )
+    for name, tensor in counting.state_dict().items():
+        if "norm" in name and not name.startswith("vision."):
+            plain.state_dict()[name].copy_(tensor + 1)
+    same(plain, counting, tools)
+
+
+def test_a_scale_of_embeddings_is_in_the_table_as_well(tools: ModuleType) -> None:
+    """Positions and image stay as they are; so does a tied head, which is why this one is not."""
+    head = {"text.head": "own"}
+    for settings in (head, head | SPLICE):
+        plain, scaled = (
+            model_of(tools, config_of(tools, settings, {"text.embedding_scale": scale})) for scale in (1.0, 3.0)
+        )
+        plain.text.tokens.weight.data.mul_(3.0)
+        same(plain, scaled, tools)
+
+
+def test_positions_from_an_offset_on_are_later_rows_of_the_table(tools: ModuleType) -> None:
+    plain, later = (model_of(tools, config_of(tools, {"text.position_offset": offset})) for offset in (0, 2))
+    plain.text.positions.data.copy_(later.text.positions[2:])
+    assert len(later.text.positions) == later.config.text.max_length + 2
+    same(plain, later, tools)
+
+
+def test_a_prompt_sees_all_of_itself_and_what_is_written_behind_it_only_what_was(tools: ModuleType) -> None:
+    model = tools.build_model(config_of(tools, {"fusion": {"kind": "splice", "visibility": "prompt"}}))
+    image, count = model.see(tools.random_pixels(model.config, 2)), model.config.num_image_tokens
+    places = torch.full((2, count), model.config.placeholder_id)
+    words = tools.random_ids(2, LENGTH)
+    prompt = torch.cat([words[:, :1], places, words[:, 1:4]], dim=1)
+    before = model.read(prompt, image)
+    assert (before - model.read(prompt, model.see(tools.random_pixels(model.config, 2, 1)))).abs().amax(
+        -1
+    ).min() >= MOVED
+    changed = prompt.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 96
+    assert (model.read(changed, image) - before).abs().amax(dim=-1).min() >= MOVED, "its last word is seen by all of it"
+
+    def steps(*cuts: int) -> Tensor:
+        logits, cache = model.prefill(prompt, image, capacity=prompt.shape[1] + 2)
+        assert (logits - before[:, -1]).abs().max() <= NOISE
+        for part in torch.split(words[:, 4:], list(cuts), dim=1):
+            logits = model.step(part, cache)
+            cache.advance(part.shape[1])
+        return logits
+
+    assert (steps(1, 1) - steps(2)).abs().max() <= NOISE, "what is written sees what comes later"
+    prompt_and_word = torch.cat([prompt, words[:, 4:5]], dim=1)
+    assert (model.read(prompt_and_word, image)[:, -2] - before[:, -1]).abs().max() >= MOVED
+
+
+def test_a_window_over_a_prompt_looks_both_ways(tools: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is cut into chunks, as long texts are, or masked whole."""
+    fusion = {"fusion": {"kind": "splice", "visibility": "prompt"}}
+    model = model_of(tools, config_of(tools, fusion, {"text.block.kernel": WINDOW, "text.num_layers": 1}))
+    ids, pixels = tools.random_ids(2, 12), tools.random_pixels(model.config, 2)
+    whole, alone, changed = model(ids, pixels), model.model.read(ids, None), ids.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 96
+    moved_T = (model(changed, pixels) - whole).abs().amax(dim=(0, 2)) >= MOVED
+    assert moved_T.nonzero().flatten().tolist() == [5, 6, 7]
+    monkeypatch.setattr(kernel_window, "_CHUNK", 1)
+    monkeypatch.setattr(kernel_window, "_TILE", 2)
+    assert (model(ids, pixels) - whole).abs().max() <= NOISE
+    assert (model.model.read(ids, None) - alone).abs().max() <= NOISE
+
+
+def test_prompts_of_unlike_lengths_are_read_as_each_alone(tools: ModuleType) -> None:
+    model = tools.build_model(config_of(tools, {"fusion": {"kind": "splice", "visibility": "prompt"}}))
+    image, count = model.see(tools.random_pixels(model.config, 2)), model.config.num_image_tokens
+    ids = torch.cat([torch.full((2, count), model.config.placeholder_id), tools.random_ids(2, 5)], dim=1)
+    valid_BT = torch.ones_like(ids, dtype=torch.bool)
+    valid_BT[1, -2:] = False
+    new = tools.random_ids(2, 1, seed=1)
+    _, cache = model.prefill(ids, image, valid_BT=valid_BT, capacity=ids.shape[1] + 1)
+    together = model.step(new, cache)
+    for row, length in enumerate(valid_BT.sum(dim=1).tolist()):
+        _, cache = model.prefill(ids[row : row + 1, :length], image[row : row + 1], capacity=length + 1)
+        assert (model.step(new[row : row + 1], cache) - together[row]).abs().max() <= NOISE
+
+
+@pytest.mark.parametrize("fusion", ["cross", "splice"])
+def test_a_question_is_read_whole_with_the_image_and_moves_every_word(fusion: str, tools: ModuleType) -> None:
+    model = model_of(tools, config_of(tools, CROSS, QUESTION, {"prompt_encoder.fusion.kind": fusion}))
+    image = model.model.see(tools.random_pixels(model.config, 2))
+    question = model.question(image).expand(2, -1)
+    made = model.ask(question, image)
+    assert made.x_BND.shape[1] == question.shape[1]
+    other = question.clone()
+    other[:, -1] = (other[:, -1] + 1) % 96
+    moved_BN = (model.ask(other, image).x_BND - made.x_BND).abs().amax(dim=-1)
+    assert moved_BN.min() >= MOVED, "a token does not see the question's last word"
+    unlike = model.model.see(tools.random_pixels(model.config, 2, seed=1))
+    assert (model.ask(question, unlike).x_BND - made.x_BND).abs().amax(dim=-1).min() >= MOVED
+    ids, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(model.config, 2)
+    asked = model.model(ids, pixels, question)
+    assert (asked - model.read(ids, made)).abs().max() <= NOISE
+    assert (model.model(ids, pixels, other) - asked).abs().amax(dim=-1).min() >= MOVED
+
+
+@pytest.mark.parametrize("fusion", ["cross", "splice"])
+def test_questions_of_unlike_lengths_are_answered_as_each_alone(fusion: str, tools: ModuleType) -> None:
+    """Padding is seen neither by the encoder nor by the decoder, cached or not."""
+    model = model_of(tools, config_of(tools, CROSS, QUESTION, {"prompt_encoder.fusion.kind": fusion}))
+    image = model.model.see(tools.random_pixels(model.config, 2))
+    question = model.question(image).expand(2, -1)
+    valid_BP = torch.ones_like(question, dtype=torch.bool)
+    valid_BP[1, -2:] = False
+    ids, pixels = tools.random_ids(2, LENGTH), tools.random_pixels(model.config, 2)
+    together = model.model(ids, pixels, question, prompt_valid_BP=valid_BP)
+    _, cache = model.prefill(ids[:, :-1], model.ask(question, image, valid_BP=valid_BP), capacity=LENGTH)
+    assert (model.step(ids[:, -1:], cache) - together[:, -1]).abs().max() <= NOISE
+    row_R = torch.tensor([1, 0, 1])
+    cache.reorder(row_R)
+    assert (model.step(ids[row_R, -1:], cache) - together[row_R, -1]).abs().max() <= NOISE
+    for row, length in enumerate(valid_BP.sum(dim=1).tolist()):
+        alone = model.model(ids[row : row + 1], pixels[row : row + 1], question[row : row + 1, :length])
+        assert (alone[0] - together[row]).abs().max() <= NOISE
+
+
 def test_a_spliced_image_is_a_concatenated_one_but_for_positions(tools: ModuleType) -> None:
     concat, splice = (
         model_of(tools, config_of(tools, {"fusion": fusion, "text.positions": "none", "text.block.rope": "multimodal"}))
@@ -265,6 +473,25 @@ def test_merged_tokens_that_do_not_fit_are_refused(part: dict[str, Any], tools: 
 
 
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unlike widths in one sequence": ({"text.block.width": 48}, ["image 32", "text 48"]),
+    "unlike widths and a dynamic gate": (
+        {"fusion": {"kind": "cross", "gate": "dynamic"}, "text.block.width": 48},
+        ["image 32", "text 48"],
+    ),
+    "unlike widths that are compared": (
+        {"fusion.kind": "cross", "text.block.width": 48, "contrastive_width": 8},
+        ["image 32", "text 48", "contrastive_width 8"],
+    ),
+    "a distillation token alone": ({"vision.distillation_token": True}, ["distillation_token true", "class_token"]),
+    "a prompt encoder beside one sequence": (QUESTION, ["fusion.kind concat", "prompt_encoder", "cross"]),
+    "shared tokens of unlike widths": (
+        CROSS | QUESTION | {"prompt_encoder.text.block.width": 48, "prompt_encoder.shares_tokens": True},
+        ["prompt_encoder 97 x 48", "text 97 x 32"],
+    ),
+    "a prompt encoder of unlike widths in one sequence": (
+        CROSS | QUESTION | {"prompt_encoder.text.block.width": 48, "prompt_encoder.fusion.kind": "splice"},
+        ["image 32", "text 48"],
+    ),
     "linformer text": ({"text.block.kernel": {"kind": "linformer"}}, ["text.block.kernel linformer", "causal"]),
     "even window": ({"text.block.kernel": WINDOW | {"image_window": 4}}, ["image_window 4", "3 or 5"]),
     "2d rope for text": ({"text.block.rope": "2d"}, ["text.block.rope 2d", "multimodal"]),
@@ -310,10 +537,6 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["bidirectional", "text.cache int8"],
     ),
     "splice without room": ({"fusion.kind": "splice", "text.max_length": 17}, ["text.max_length 17", "16 image"]),
-    "splice beyond the vocabulary": (
-        {"fusion": {"kind": "splice", "placeholder_id": 300}},
-        ["fusion.placeholder_id 300", "text.vocab_size 97"],
-    ),
     "performer and rows that differ": (
         {"fusion": {"kind": "splice", "visibility": "prefix"}, "text.block.kernel": {"kind": "performer"}},
         ["text.block.kernel performer", "fusion.visibility prefix"],
