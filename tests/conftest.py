@@ -64,9 +64,29 @@ SMALL["window"] |= {
     "text.block.kernel.text_window": 4,
 }
 SMALL["linformer"]["vision.block.kernel.rank"] = 5
+# Models that others have published: a tower of another width than the text's.
+_SMALL_TOWER = {"image_size": 32, "patch_size": 8, "num_layers": 1}
+_SMALL_TOWER |= {f"block.{k}": v for k, v in (_SMALL_BLOCK | {"width": 40, "num_heads": 4}).items()}
+_PUBLISHED = {
+    "text.vocab_size": VOCABULARY,
+    "text.num_layers": 2,
+    **{f"text.block.{key}": value for key, value in _SMALL_BLOCK.items()},
+    **{f"vision.{key}": value for key, value in _SMALL_TOWER.items()},
+}
+SMALL |= dict.fromkeys(("git-base", "blip-base", "vit-gpt2", "smolvlm-256m"), _PUBLISHED)
+SMALL["git-base"] = _PUBLISHED | {"connector.width": 48, "connector.norm_eps": 0.02}
+SMALL["smolvlm-256m"] = _PUBLISHED | {
+    "vision.image_size": 36,  # the last four pixels go unseen
+    "text.block.num_heads": 6,
+    "text.block.num_kv_heads": 2,
+    "connector.width": 48,
+    "connector.reduction_factor": 2,
+}
 
 _CONNECTOR = {"block": {"width": 32, "num_heads": 4, "mlp_width": 56}, "num_layers": 1}
 _WINDOW = {"kind": "sliding_window", "image_window": 3, "text_window": 4}
+_ENCODER_BLOCK = {"width": 24, "num_heads": 2, "mlp_width": 40, "norm": "post"}
+_ENCODER = {"vocab_size": VOCABULARY, "max_length": 48, "block": _ENCODER_BLOCK, "num_layers": 2}
 # Ways to build a model that no preset takes, as changes of `tiny`: each switch is in one of them.
 VARIANTS: dict[str, dict[str, Any]] = {
     # Text before the image, unlike widths, a class token among many.
@@ -152,6 +172,74 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "vision.patch_size": 4,
         "connector": _CONNECTOR | {"reduction": "average", "reduction_factor": 3, "positions": "sincos_2d"},
     },
+    # A spliced image without its class tokens, heads that do not share out the width.
+    "scaled-head-dim": {
+        "fusion": {"kind": "splice"},
+        "vision.block.width": 24,
+        "vision.class_token": True,
+        "vision.distillation_token": True,
+        "vision.leaves_class_token": False,
+        "connector": {
+            "kind": "projection",
+            "width": 32,
+            "hidden_width": 40,
+            "activation": "relu",
+            "input_norm": True,
+            "reduction": "pixel_shuffle",
+        },
+        "text.block.head_dim": 12,
+        "text.block.num_kv_heads": 1,
+        "text.block.norm_kind": "rmsnorm_plus_one",
+        "text.block.activation": "gelu_tanh",
+        "text.block.gated": True,
+        "text.block.rope": "1d",
+        "text.positions": "none",
+        "text.embedding_scale": 2.5,
+    },
+    # A memory of another width, computed positions that do not start at 0.
+    "cross-sinusoidal": {
+        "fusion": {"kind": "cross"},
+        "vision.block.width": 24,
+        "vision.block.activation": "quick_gelu",
+        "vision.patch_size": 9,
+        "vision.cuts_patches": True,
+        "vision.patch_bias": False,
+        "vision.class_token": True,
+        "vision.distillation_token": True,
+        "vision.embedding_norm": True,
+        "text.positions": "sinusoidal",
+        "text.position_offset": 2,
+        "text.embedding_norm": True,
+        "text.head_transform": True,
+        "text.block.norm": "post",
+    },
+    "question": {
+        "fusion": {"kind": "cross"},
+        "prompt_encoder": {"text": _ENCODER | {"embedding_norm": True}, "fusion": {"kind": "cross"}},
+    },
+    "question-spliced": {
+        "vision": {
+            "kind": "davit",
+            "image_size": 32,
+            "widths": [16, 24],
+            "depths": [1, 1],
+            "num_heads": [2, 3],
+            "num_groups": [4, 2],
+            "patch_sizes": [9, 3],
+            "strides": [4, 2],
+            "paddings": [0, 1],
+            "norm_first": [False, True],
+            "window": 3,
+        },
+        "connector": {"kind": "florence2", "width": 32, "max_side": 20},
+        "fusion": {"kind": "cross"},
+        "text.position_offset": 2,
+        "prompt_encoder": {
+            "text": _ENCODER | {"max_length": 80, "block": _ENCODER_BLOCK | {"width": 32}, "position_offset": 2},
+            "fusion": {"kind": "splice", "placeholder_id": 1_000},
+            "shares_tokens": True,
+        },
+    },
 }
 
 
@@ -201,7 +289,9 @@ def callable_model(config: ModelConfig) -> Any:
 
 
 def called(model: MultimodalTransformer) -> Any:
-    """Return the model so that it takes text without placeholders."""
+    """Return the model so that it takes text alone, without placeholders or a question."""
+    if model.config.prompt_encoder is not None:
+        return WithQuestion(model)
     return model if model.config.placeholder_id is None else WithPlaceholders(model)
 
 
@@ -249,6 +339,34 @@ class WithPlaceholders:
         places = torch.full((len(token_ids_BT), self.count), self.model.config.placeholder_id)
         valid = None if valid_BT is None else torch.cat([torch.ones_like(places, dtype=torch.bool), valid_BT], dim=1)
         return torch.cat([places, token_ids_BT], dim=1), image, valid
+
+
+class WithQuestion:
+    """A model with a prompt encoder that is called as all others are: it sees an image with one and the same question.
+
+    Where the image is spliced into the question, its tokens stand behind the first word.
+    """
+
+    def __init__(self, model: MultimodalTransformer) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, token_ids_BT: Tensor, pixels: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        return self.model.read(token_ids_BT, self.see(pixels), valid_BT=valid_BT)
+
+    def see(self, pixels: Tensor) -> ImageTokens:
+        image = self.model.see(pixels)
+        return self.model.ask(self.question(image).expand(len(image), -1), image)
+
+    def question(self, image: ImageTokens) -> Tensor:
+        placeholder_id, count = self.model.config.placeholder_id, image.x_BND.shape[1]
+        places = (
+            torch.empty(1, 0, dtype=torch.long) if placeholder_id is None else torch.full((1, count), placeholder_id)
+        )
+        words = random_ids(1, 5, seed=7)
+        return torch.cat([words[:, :1], places, words[:, 1:]], dim=1)
 
 
 @pytest.fixture(params=[*PRESETS, *VARIANTS], scope="session")

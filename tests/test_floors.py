@@ -23,7 +23,18 @@ FLOORS = (
     {"device"},
     {"errors"},
 )
-LIBRARIES = {"torch", "typer", "click", "rich", "PIL", "safetensors", "tokenizers", "pillow_heif", "matplotlib"}
+LIBRARIES = {
+    "torch",
+    "typer",
+    "click",
+    "rich",
+    "PIL",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "pillow_heif",
+    "matplotlib",
+}
 DOORS = {"mmt_cli", "mmt_cli.__main__"}  # they open the house at its top, the package itself only when asked
 
 

@@ -53,11 +53,11 @@ def test_one_photo_at_a_time_and_all_at_once_give_the_same_tokens(mini: Captione
 
 def test_the_cache_changes_no_token(mini: Captioner) -> None:
     options = GenerationOptions(max_new_tokens=20, num_beams=2, end_token_ids=mini.generation.end_token_ids)
-    prompts = [mini.encode_prompt("A")] * 3
+    prompts = [mini.encode_prompt("A").ids] * 3
     with torch.inference_mode():
-        image_BND = mini.model.see(torch.stack([mini.read(photo) for photo in PHOTOS[:3]]))
+        image = mini.see([mini.read(photo) for photo in PHOTOS[:3]])
         written = [
-            [item[0].tokens for item in generate(kind(mini.model, image_BND, prompts, 20), prompts, options)]
+            [item[0].tokens for item in generate(kind(mini.model, image, prompts, 20), prompts, options)]
             for kind in (CachedStepper, RecomputeStepper)
         ]
     assert written[0] == written[1]

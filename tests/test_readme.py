@@ -34,6 +34,39 @@ def test_the_readme_shows_all_four_commands_and_the_python_face() -> None:
     assert PYTHON
 
 
+# Hub ids of the examples, and the small models that stand there in tests.
+HUB = {
+    "Salesforce/blip-image-captioning-base": "blip",
+    "microsoft/git-base-coco": "git",
+    "HuggingFaceTB/SmolVLM-256M-Instruct": "smolvlm",
+}
+
+
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the hub as if these models had been fetched."""
+    pytest.importorskip("transformers")
+    sys.path.insert(0, str(ROOT / "tests/checkpoint/families"))
+    from hf.build import build
+
+    cache = tmp_path_factory.mktemp("hub")
+    for name, family in HUB.items():
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text("0" * 40)
+        build(family, repository / "snapshots" / ("0" * 40))
+    return cache
+
+
+@pytest.fixture(autouse=True)
+def offline(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let hub ids come from that cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(
     command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ B items, C channels, H height, W width in pixels, R rows, V vocabulary.
 import io
 import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor
 from mmt_cli.benchmark.layers import MILLISECONDS, Stopwatch
 from mmt_cli.benchmark.options import SYNTHETIC_SIZE, BenchOptions
 from mmt_cli.benchmark.results import PhaseTimes
-from mmt_cli.benchmark.workload import random_text
+from mmt_cli.benchmark.workload import random_questions, random_text
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.captioning.stepper import build_stepper
 from mmt_cli.decoding.generate import Stepper, generate
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.inputs.image import read_image
 from mmt_cli.inputs.preprocess import to_pixels
+from mmt_cli.model.context import ImageTokens
 
 BEFORE_FIRST_TOKEN = ("preprocess", "vision", "connector", "prefill")
 
@@ -37,10 +38,11 @@ class CaptionWorkload:
 
     def __init__(self, captioner: Captioner, image: bytes | Path, options: BenchOptions, batch_size: int) -> None:
         self.model, self.device, self.dtype = captioner.model, captioner.device, captioner.dtype
-        self.preprocessing = captioner.preprocessing
+        self.preprocessing = captioner.preprocessing.without_split()  # how many tiles there were, images would decide
         self.image = image
         self.batch_size = batch_size
-        self.prompts = random_text(self.model.config, batch_size, options.prompt_tokens, options.seed)
+        text = (self.model.config, batch_size, options.prompt_tokens, options.seed)
+        self.prompts, self.questions_BP = random_text(*text), random_questions(*text)
         self.generation = GenerationOptions(max_new_tokens=options.gen_tokens)
 
     def run(self, watch: Stopwatch[Any, Any]) -> None:
@@ -52,11 +54,15 @@ class CaptionWorkload:
                 tokens = self.model.vision(pixels_BCHW)
             with watch.phase("connector"):
                 image = self.model.connector(tokens)
-            stepper = build_stepper(self.model, image, self.prompts, self.generation.max_new_tokens)
-            generate(_WatchedStepper(stepper, watch), self.prompts, self.generation)
+            generate(_WatchedStepper(lambda: self._stepper(image), watch), self.prompts, self.generation)
+
+    def _stepper(self, image: ImageTokens) -> Stepper:
+        if self.questions_BP is not None:
+            image = self.model.ask(self.questions_BP.to(self.device), image)
+        return build_stepper(self.model, image, self.prompts, self.generation.max_new_tokens)
 
     def _pixels(self, watch: Stopwatch[Any, Any]) -> Tensor:
-        size = (self.preprocessing.height, self.preprocessing.width)
+        size = (self.preprocessing.height, self.preprocessing.width) if self.preprocessing.draft else None
         pixels = []
         for _ in range(self.batch_size):
             with watch.layer("read and decode"):
@@ -78,15 +84,16 @@ class CaptionWorkload:
 
 
 class _WatchedStepper:
-    """A stepper whose prefill and steps are phases."""
+    """A stepper whose prefill, with the reading of a question before it, and steps are phases."""
 
-    def __init__(self, stepper: Stepper, watch: Stopwatch[Any, Any]) -> None:
-        self.stepper = stepper
+    def __init__(self, build: Callable[[], Stepper], watch: Stopwatch[Any, Any]) -> None:
+        self.build = build
         self.watch = watch
 
     def start(self) -> Tensor:
         """Return logits_BV after the prompts."""
         with self.watch.phase("prefill"):
+            self.stepper = self.build()
             return self.stepper.start()
 
     def step(self, token_ids_R: Tensor) -> Tensor:

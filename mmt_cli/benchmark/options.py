@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmt_cli.checkpoint.reference import HubOptions
 from mmt_cli.errors import UsageError
 
 SYNTHETIC_SIZE = (640, 480)  # width and height in pixels
@@ -17,6 +18,7 @@ class BenchOptions:
     Attributes:
         model: any model reference, or `preset:NAME` for random weights.
         settings: what to change in the preset, as `preset` takes it; for `preset:NAME` only.
+        hub: how hub ids are resolved.
         phase: `caption`, from file to tokens, or `train`, one step of training on random pixels and tokens.
         image: the file to caption; None makes a JPEG of 640 x 480 pixels.
         batch_sizes: images at a time, one measurement each.
@@ -35,6 +37,7 @@ class BenchOptions:
 
     model: str = "mini"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    hub: HubOptions = field(default_factory=HubOptions)
     phase: Literal["caption", "train"] = "caption"
     image: Path | None = None
     batch_sizes: tuple[int, ...] = (1,)

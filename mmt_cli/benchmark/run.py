@@ -14,9 +14,9 @@ from mmt_cli.benchmark.options import BenchOptions
 from mmt_cli.benchmark.results import BatchResult, PhaseTimes, Report, Summary, layer_rows
 from mmt_cli.benchmark.train import TrainWorkload
 from mmt_cli.benchmark.work import Work, WorkCounter
-from mmt_cli.benchmark.workload import Workload
+from mmt_cli.benchmark.workload import Workload, image_places
 from mmt_cli.captioning.captioner import Captioner
-from mmt_cli.checkpoint.load import default_preprocessing
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.device import resolve_device, resolve_dtype
 from mmt_cli.errors import UsageError, is_out_of_memory
@@ -87,7 +87,7 @@ def load(options: BenchOptions) -> Captioner:
     dtype = "float32" if options.phase == "train" else options.dtype
     config = referenced_preset(options.model, options.settings)
     if config is None:
-        captioner = Captioner.load(options.model, device=options.device, dtype=dtype)
+        captioner = Captioner.load(options.model, device=options.device, dtype=dtype, hub=options.hub)
     else:
         device = resolve_device(options.device)
         torch.manual_seed(options.seed)
@@ -104,13 +104,17 @@ def load(options: BenchOptions) -> Captioner:
 
 
 def _check_length(options: BenchOptions, config: ModelConfig) -> None:
-    image = 0 if config.placeholder_id is None else config.num_image_tokens
-    if image + options.text_length > config.text.max_length:
-        among = f", {image} of it the image's" if image else ""
-        raise UsageError(
-            f"the text is too long (--prompt-tokens {options.prompt_tokens} and --gen-tokens {options.gen_tokens}, "
-            f"the model's context is {config.text.max_length}{among}); lower one of them"
-        )
+    texts = [(config, options.text_length)]
+    if config.prompt_encoder is not None:
+        texts.append((config.of_prompt_encoder, options.prompt_tokens))
+    for reader, length in texts:
+        image, limit = len(image_places(reader)), reader.text.max_length
+        if image + length > limit:
+            among = f", {image} of it the image's" if image else ""
+            raise UsageError(
+                f"the text is too long (--prompt-tokens {options.prompt_tokens} and --gen-tokens {options.gen_tokens}, "
+                f"the model's context is {limit}{among}); lower one of them"
+            )
 
 
 def measure(workload: Workload, options: BenchOptions) -> BatchResult:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from mmt_cli.benchmark.layers import MILLISECONDS, Stopwatch
 from mmt_cli.benchmark.options import BenchOptions
 from mmt_cli.benchmark.results import PhaseTimes
-from mmt_cli.benchmark.workload import random_text
+from mmt_cli.benchmark.workload import image_places, random_questions, random_text
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.device import resolve_dtype
 
@@ -43,8 +43,9 @@ class TrainWorkload:
         self.token_ids_BT = torch.tensor(text, device=self.device)
         target = random_text(config, batch_size, length if config.cacheable else 1, options.seed + 1)
         self.target_BT = torch.tensor(target, device=self.device)
-        if config.placeholder_id is not None:
-            self.target_BT[self.target_BT == config.placeholder_id] = IGNORED
+        self.target_BT[:, : len(image_places(config))] = IGNORED
+        questions_BP = random_questions(config, batch_size, options.prompt_tokens, options.seed)
+        self.questions_BP = None if questions_BP is None else questions_BP.to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
 
     def run(self, watch: Stopwatch[Any, Any]) -> None:
@@ -61,7 +62,7 @@ class TrainWorkload:
     def loss(self) -> Tensor:
         """Return the mean cross-entropy of the next tokens."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            logits_BTV = self.model(self.token_ids_BT, self.pixels_BCHW)
+            logits_BTV = self.model(self.token_ids_BT, self.pixels_BCHW, self.questions_BP)
             return functional.cross_entropy(logits_BTV.flatten(0, 1), self.target_BT.flatten())
 
     def tokens_per_s(self, phases: Mapping[str, PhaseTimes]) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from mmt_cli.benchmark.layers import Stopwatch
 from mmt_cli.benchmark.results import PhaseTimes
@@ -43,10 +44,22 @@ class Workload(Protocol):
         """Return the time to the first token, from the file on; None where nothing is written."""
 
 
+def image_places(config: ModelConfig) -> list[int]:
+    """Return the placeholders of an image in the text that is written behind; none where it stands elsewhere."""
+    placeholder = config.placeholder_id
+    return [] if placeholder is None or config.prompt_encoder is not None else [placeholder] * config.num_image_tokens
+
+
 def random_text(config: ModelConfig, rows: int, length: int, seed: int) -> list[list[int]]:
     """Return token ids, `length` a row behind the placeholders of an image, if any; the same for the same seed."""
     draw = random.Random(seed)  # noqa: S311
-    placeholder = config.placeholder_id
-    image = [] if placeholder is None else [placeholder] * config.num_image_tokens
-    words = [token for token in range(config.text.vocab_size) if token != placeholder]
+    image = image_places(config)
+    words = [token for token in range(config.text.vocab_size) if token not in image[:1]]
     return [[*image, *draw.choices(words, k=length)] for _ in range(rows)]
+
+
+def random_questions(config: ModelConfig, rows: int, length: int, seed: int) -> Tensor | None:
+    """Return prompt_ids_BP of `length` words behind an image's placeholders, if any; None without a prompt encoder."""
+    if config.prompt_encoder is None:
+        return None
+    return torch.tensor(random_text(config.of_prompt_encoder, rows, length, seed))

@@ -3,30 +3,32 @@
 B items, C channels, H height, W width in pixels.
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
-from torch import Tensor, nn
 
+from mmt_cli.captioning.inference import inference
 from mmt_cli.captioning.overrides import override
-from mmt_cli.captioning.stepper import build_stepper
-from mmt_cli.checkpoint.load import load_generation, load_model, load_preprocessing, load_tokenizer
-from mmt_cli.checkpoint.reference import Source, open_reference
+from mmt_cli.captioning.prompts import check_room, find_prompting
+from mmt_cli.captioning.stepper import build_stepper, pad
+from mmt_cli.checkpoint.load import load_model, stored_dtype
+from mmt_cli.checkpoint.parts import load_generation, load_preprocessing, load_tokenizer
+from mmt_cli.checkpoint.reference import HubOptions, Source, open_reference
 from mmt_cli.decoding.generate import generate
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.device import resolve_device, resolve_dtype
 from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inputs.image import MAX_PIXELS, read_image
-from mmt_cli.inputs.preprocess import Preprocessing, to_pixels
+from mmt_cli.inputs.preprocess import Picture, Preprocessing, to_picture
+from mmt_cli.inputs.prompt import Layout, Prompt
 from mmt_cli.inputs.tokenizer import Tokenizer
-from mmt_cli.model.context import ImageTokens
+from mmt_cli.model.context import Images, ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 
 ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image
@@ -37,7 +39,7 @@ class Caption:
     """One caption.
 
     Attributes:
-        text: prompt and new tokens, decoded.
+        text: the caption's first words and the new tokens, decoded; of models that answer the answer alone.
         tokens: ids generated after the prompt, up to and including the end token when there was one.
         logprob: sum of their natural-log probabilities under the model, before any filter or penalty.
         finish_reason: `stop` at the end token, `length` at the limit.
@@ -60,12 +62,14 @@ class Captioner:
         preprocessing: Preprocessing,
         generation: GenerationOptions,
         source: Source | None = None,
+        system: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.generation = generation
         self.source = source
+        self.system = system
 
     @classmethod
     def load(
@@ -75,24 +79,27 @@ class Captioner:
         device: str = "auto",
         dtype: str = "auto",
         tokenizer: str | None = None,
+        hub: HubOptions | None = None,
     ) -> "Captioner":
         """Load a checkpoint.
 
         Args:
-            reference: a bundled name, a folder or a `.safetensors` file.
+            reference: a bundled name, a folder, a `.safetensors` file or a hub id.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`; auto is float32 on a CPU.
             tokenizer: a `tokenizer.json`, or a folder that holds one, for a checkpoint without.
+            hub: how hub ids are resolved.
 
         Raises:
             ModelError: the checkpoint is missing or cannot be loaded.
             UsageError: device or dtype do not exist here.
         """
-        source = open_reference(reference)
+        source = open_reference(reference, hub)
         on = resolve_device(device)
-        model = load_model(source, device=on, dtype=resolve_dtype(dtype, on))
-        words = load_tokenizer(source.folder, tokenizer)
-        if words is not None and words.vocab_size > source.config.text.vocab_size:
+        stored = None if source.family.native else stored_dtype(source)
+        model = load_model(source, device=on, dtype=resolve_dtype(dtype, on, stored))
+        words = load_tokenizer(source, tokenizer)
+        if source.family.native and words is not None and words.vocab_size > source.config.text.vocab_size:
             sizes = f"tokenizer {words.vocab_size} entries, model {source.config.text.vocab_size}"
             raise ModelError(f"tokenizer and model do not fit ({sizes}); use the tokenizer it was trained with")
         return cls(
@@ -101,6 +108,27 @@ class Captioner:
             preprocessing=load_preprocessing(source),
             generation=load_generation(source),
             source=source,
+        )
+
+    def adjusted(self, *, split: bool = True, system: str | None = None) -> "Captioner":
+        """Return the same model asked in another way.
+
+        Args:
+            split: whether images are cut into tiles, for models that do so.
+            system: what a chat model is told before the question.
+
+        Raises:
+            UsageError: not splitting a model's images that it would not split.
+        """
+        if not split and self.preprocessing.tiling is None:
+            raise UsageError(f"this model keeps images whole anyway (--no-split, model {self.name}); leave it out")
+        return Captioner(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            preprocessing=self.preprocessing if split else self.preprocessing.without_split(),
+            generation=self.generation,
+            source=self.source,
+            system=system,
         )
 
     @property
@@ -122,35 +150,46 @@ class Captioner:
         """Return `name@` and the first 12 hex digits of the sha256 of the weights."""
         return self.name if self.source is None else self.source.fingerprint()
 
-    def read(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """Return the preprocessed image, pixels_CHW, float32.
+    def read(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Picture:
+        """Return the image as the model reads it.
 
         Raises:
             ImageError: the image is missing, broken, of an unknown kind or larger than `max_pixels`.
         """
-        size = (self.preprocessing.height, self.preprocessing.width)
-        return to_pixels(read_image(image, max_pixels=max_pixels, draft_size=size), self.preprocessing)
+        size = (self.preprocessing.height, self.preprocessing.width) if self.preprocessing.draft else None
+        return to_picture(read_image(image, max_pixels=max_pixels, draft_size=size), self.preprocessing)
 
-    @property
-    def image_ids(self) -> list[int]:
-        """The placeholders behind the begin token whose places the image takes; none where it stands elsewhere."""
-        config = self.model.config
-        if config.placeholder_id is None:
-            return []
-        return [config.placeholder_id] * config.image_shape(self.preprocessing.height, self.preprocessing.width)[1]
+    def see(self, pictures: Sequence[Picture]) -> ImageTokens:
+        """Return what the model sees of a batch that `read` has read."""
+        tiles_NCHW = torch.cat([picture.pixels_NCHW for picture in pictures]).to(self.device, self.dtype)
+        counts = tuple(len(picture.pixels_NCHW) for picture in pictures)
+        whole = self.preprocessing.tiling is None
+        with inference(self.model):
+            return self.model.see(tiles_NCHW if whole else Images(tiles_NCHW=tiles_NCHW, count_B=counts))
 
-    def encode_prompt(self, prompt: str | None) -> list[int]:
-        """Return the ids that a caption starts from: the begin token and the prompt's, without outer white space.
+    def layout(self, picture: Picture | None = None) -> Layout:
+        """Return how a picture stands in a prompt; without one, how a picture does that is not split."""
+        tokens = self.model.config.image_shape(self.preprocessing.height, self.preprocessing.width)[1]
+        if picture is None:
+            return Layout(tokens=tokens)
+        return Layout(tokens=tokens, rows=picture.rows, columns=picture.columns, tiles=len(picture.pixels_NCHW))
+
+    def encode_prompt(self, prompt: str | None, layout: Layout | None = None) -> Prompt:
+        """Return what the model reads before it writes.
 
         Raises:
             ModelError: the checkpoint has no tokenizer.
             UsageError: the prompt leaves no room for a word in the model's context.
         """
-        ids = [self._words.bos_id, *self.image_ids, *self._words.encode((prompt or "").strip())]
-        if len(ids) > self.model.config.text.max_length:
-            limit = self.model.config.text.max_length
-            raise UsageError(f"the prompt is too long ({len(ids)} tokens, the model's context is {limit}); shorten it")
-        return ids
+        words, config = self._words, self.model.config
+        found = find_prompting(self.source, config, words, self.system)(words, prompt, layout or self.layout())
+        check_room(found, config)
+        return found
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text."""
+        return (self.generation.end_token_ids or (self._words.eos_id,))[0]
 
     @property
     def _words(self) -> Tokenizer:
@@ -160,7 +199,7 @@ class Captioner:
 
     def generate(
         self,
-        pixels: Sequence[Tensor],
+        pictures: Sequence[Picture],
         *,
         prompt: str | None = None,
         options: GenerationOptions | None = None,
@@ -169,17 +208,16 @@ class Captioner:
         """Caption one batch of images that `read` has read.
 
         Args:
-            pixels: pixels_CHW each.
-            prompt: the caption's first words.
+            pictures: one an item.
+            prompt: the caption's first words, or the question.
             options: how to decode; the checkpoint's defaults if None.
             seeds: one an image, for sampling; the images' places in the batch if None.
 
         Returns:
             For each image its captions, best first; one unless `options.num_captions` says more.
         """
-        with inference(self.model):
-            image = self.model.see(torch.stack(list(pixels)).to(self.device, self.dtype))
-        return self.generate_from(image, prompt=prompt, options=options, seeds=seeds)
+        layouts = [self.layout(picture) for picture in pictures]
+        return self.generate_from(self.see(pictures), prompt=prompt, options=options, seeds=seeds, layouts=layouts)
 
     def generate_from(
         self,
@@ -188,30 +226,45 @@ class Captioner:
         prompt: str | None = None,
         options: GenerationOptions | None = None,
         seeds: Sequence[int] | None = None,
+        layouts: Sequence[Layout] | None = None,
     ) -> list[list[Caption]]:
-        """Do what `generate` does for images that the model has seen already (`model.see`)."""
-        prompt_ids = self.encode_prompt(prompt)
-        options = self._completed(options or self.generation, len(prompt_ids))
-        prompts = [prompt_ids] * len(image)
+        """Do what `generate` does for images that the model has seen already (`see`); whole ones without `layouts`."""
+        layouts = layouts or [self.layout()] * len(image)
+        by_layout = {layout: self.encode_prompt(prompt, layout) for layout in dict.fromkeys(layouts)}
+        prompts = [by_layout[layout] for layout in layouts]
+        ids = [given.ids for given in prompts]
+        options = self._completed(options or self.generation, max(map(len, ids)))
         generators = [torch.Generator().manual_seed(s) for s in seeds or range(len(image))]
         with inference(self.model):
-            stepper = build_stepper(self.model, image, prompts, options.max_new_tokens)
-            items = generate(stepper, prompts, options, generators)
+            stepper = build_stepper(self.model, self._asked(prompts, image), ids, options.max_new_tokens)
+            items = generate(stepper, ids, options, generators)
         return [
             [
                 Caption(
-                    text=self._words.decode([*prompt_ids, *found.tokens]),
+                    text=self._words.decode([*self._first_words(given), *found.tokens]),
                     tokens=found.tokens,
                     logprob=found.logprob,
                     finish_reason=found.finish_reason,
                 )
                 for found in item
             ]
-            for item in items
+            for given, item in zip(prompts, items, strict=True)
         ]
+
+    def _asked(self, prompts: Sequence[Prompt], image: ImageTokens) -> ImageTokens:
+        """Return what the decoder looks at: the image, or what a prompt encoder makes of it."""
+        encoder_ids = [given.encoder_ids for given in prompts if given.encoder_ids is not None]
+        if not encoder_ids:
+            return image
+        ids_BP, valid_BP = pad(encoder_ids, image.x_BND.device)
+        return self.model.ask(ids_BP, image, valid_BP=valid_BP)
+
+    def _first_words(self, prompt: Prompt) -> Sequence[int]:
+        return prompt.ids[len(prompt.ids) - prompt.shown :]
 
     def _completed(self, options: GenerationOptions, prompt_length: int) -> GenerationOptions:
         """Add the tokenizer's end token, and keep within the model's context."""
+        options = options.for_prompt(prompt_length)
         # The last new token is never read back, so it needs no position.
         room = self.model.config.text.max_length - prompt_length + 1
         return dataclasses.replace(
@@ -219,8 +272,15 @@ class Captioner:
             max_new_tokens=min(options.max_new_tokens, room),
             min_new_tokens=min(options.min_new_tokens, room),
             end_token_ids=options.end_token_ids or (self._words.eos_id,),
-            suppress_tokens=(*options.suppress_tokens, *self.image_ids[:1]),
+            suppress_tokens=(*options.suppress_tokens, *self._never_written),
         )
+
+    @property
+    def _never_written(self) -> tuple[int, ...]:
+        """The placeholder of our own models: they can write it, but an image cannot come behind the text."""
+        native = self.source is None or self.source.family.native
+        placeholder_id = self.model.config.placeholder_id
+        return (placeholder_id,) if native and placeholder_id is not None else ()
 
     def caption(
         self, images: Sequence[ImageSource], *, prompt: str | None = None, batch_size: int = 8, **options: Any
@@ -243,20 +303,7 @@ class Captioner:
         captions: list[Caption] = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            pixels = [self.read(image) for image in batch]
+            pictures = [self.read(image) for image in batch]
             seeds = range(start, start + len(batch))
-            captions += [best[0] for best in self.generate(pixels, prompt=prompt, options=wanted, seeds=seeds)]
+            captions += [best[0] for best in self.generate(pictures, prompt=prompt, options=wanted, seeds=seeds)]
         return captions
-
-
-@contextlib.contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluate without dropout and gradients; afterwards each module goes back to the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -23,4 +23,9 @@ def override(defaults: GenerationOptions, given: Mapping[str, Any]) -> Generatio
         displaced = {"num_beams": 1}
     elif given.get("num_beams", 1) > 1:
         displaced = dict.fromkeys(_SAMPLING)
+    # Lengths of the new text displace the checkpoint's lengths of prompt and text together.
+    if "max_new_tokens" in given:
+        displaced["max_length"] = None
+    if "min_new_tokens" in given:
+        displaced["min_length"] = 0
     return dataclasses.replace(defaults, **{**displaced, **given})

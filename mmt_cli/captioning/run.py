@@ -1,7 +1,4 @@
-"""Captions many images: batches, failures that do not stop the rest, seeds, counts. Knows no command line.
-
-Pixels of one image are pixels_CHW: C channels, H height, W width, float32.
-"""
+"""Captions many images: batches, failures that do not stop the rest, seeds, counts. Knows no command line."""
 
 import hashlib
 import itertools
@@ -16,9 +13,8 @@ from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ImageError, TooManyFailuresError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mmt_cli.captioning.captioner import Caption
+    from mmt_cli.inputs.preprocess import Picture
 
 
 class CaptionerLike(Protocol):
@@ -27,11 +23,11 @@ class CaptionerLike(Protocol):
     def encode_prompt(self, prompt: str | None) -> object:
         """Raise `UsageError` if the prompt does not fit."""
 
-    def read(self, image: str | bytes, *, max_pixels: int) -> "Tensor":
-        """Return pixels_CHW, or raise `ImageError`."""
+    def read(self, image: str | bytes, *, max_pixels: int) -> "Picture":
+        """Return the image as the model reads it, or raise `ImageError`."""
 
     def generate(
-        self, pixels: "Sequence[Tensor]", *, prompt: str | None, options: GenerationOptions, seeds: Sequence[int]
+        self, pictures: "Sequence[Picture]", *, prompt: str | None, options: GenerationOptions, seeds: Sequence[int]
     ) -> "Sequence[Sequence[Caption]]":
         """Caption one batch."""
 
@@ -120,20 +116,20 @@ def _caption_batch(
     captioner: CaptionerLike, batch: Sequence[Item], options: RunOptions, allowed: int | None
 ) -> list[tuple[Item, "Caption | ImageError"]]:
     """Return what became of each item of a batch, up to the first failure beyond `allowed`."""
-    read: list[tuple[Item, Tensor | ImageError]] = []
+    read: list[tuple[Item, Picture | ImageError]] = []
     failures = 0
     for item in batch:
-        pixels = _read(captioner, item, options.max_pixels)
-        read.append((item, pixels))
-        failures += isinstance(pixels, ImageError)
+        picture = _read(captioner, item, options.max_pixels)
+        read.append((item, picture))
+        failures += isinstance(picture, ImageError)
         if allowed is not None and failures > allowed:
             break
-    readable = [(item, pixels) for item, pixels in read if not isinstance(pixels, ImageError)]
+    readable = [(item, picture) for item, picture in read if not isinstance(picture, ImageError)]
     captions = iter(_generate(captioner, readable, options))
-    return [(item, pixels if isinstance(pixels, ImageError) else next(captions)) for item, pixels in read]
+    return [(item, picture if isinstance(picture, ImageError) else next(captions)) for item, picture in read]
 
 
-def _read(captioner: CaptionerLike, item: Item, max_pixels: int) -> "Tensor | ImageError":
+def _read(captioner: CaptionerLike, item: Item, max_pixels: int) -> "Picture | ImageError":
     try:
         return captioner.read(item.open(), max_pixels=max_pixels)
     except ImageError as error:
@@ -143,14 +139,14 @@ def _read(captioner: CaptionerLike, item: Item, max_pixels: int) -> "Tensor | Im
 
 
 def _generate(
-    captioner: CaptionerLike, batch: "Sequence[tuple[Item, Tensor]]", options: RunOptions
+    captioner: CaptionerLike, batch: "Sequence[tuple[Item, Picture]]", options: RunOptions
 ) -> "list[Caption | ImageError]":
     """Caption one batch, in halves if it does not fit into memory: batching changes no caption."""
     if not batch:
         return []
     try:
         found = captioner.generate(
-            [pixels_CHW for _, pixels_CHW in batch],
+            [picture for _, picture in batch],
             prompt=options.prompt,
             options=options.generation,
             seeds=[item_seed(options.seed, item.path) for item, _ in batch],

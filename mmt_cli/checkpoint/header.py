@@ -25,12 +25,23 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """One tensor as the header describes it: dtype in safetensors' spelling, shape, size in bytes."""
+    """One tensor as its file describes it.
+
+    Attributes:
+        name: in the file.
+        dtype: in safetensors' spelling.
+        shape: of the tensor.
+        nbytes: its size in bytes.
+        path: the file that holds it.
+        start: where in the file its bytes begin; None where a library finds them.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    path: Path
+    start: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -79,7 +90,7 @@ def read_header(path: Path) -> Header:
     spans = []
     tensors = {}
     for name, entry in data.items():
-        tensors[name], span = _tensor(name, entry, path)
+        tensors[name], span = _tensor(name, entry, path, 8 + length)
         spans.append(span)
     _check_spans(sorted(spans), size - 8 - length, path)
     return Header(tensors=dict(sorted(tensors.items())), metadata=metadata)
@@ -99,7 +110,7 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     return data
 
 
-def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+def _tensor(name: str, entry: Any, path: Path, data: int) -> tuple[TensorInfo, tuple[int, int]]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _broken(path, f"entry of {shown(name)} is not dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -114,7 +125,9 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, i
         raise _broken(path, f"shape of {shown(name)} is too large: {shown(shape)}")
     if offsets[1] - offsets[0] != nbytes:
         raise _broken(path, f"{shown(name)} holds {offsets[1] - offsets[0]} bytes, its shape needs {nbytes}")
-    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), nbytes=nbytes), (offsets[0], offsets[1])
+    start = data + offsets[0]
+    info = TensorInfo(name=name, dtype=dtype, shape=tuple(shape), nbytes=nbytes, path=path, start=start)
+    return info, (offsets[0], offsets[1])
 
 
 def _counts(value: Any) -> bool:

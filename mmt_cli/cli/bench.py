@@ -58,6 +58,8 @@ def bench(
     reference: Positional = None,
     model: Model = None,
     set_: options.Settings = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     phase: PhaseName = "caption",
     image: ImageFile = None,
     batch_size: BatchSizes = "1",
@@ -87,6 +89,7 @@ def bench(
     wanted = BenchOptions(
         model=reference or model or "mini",
         settings=options.parse_settings(set_ or []),
+        hub=console.hub_options(revision=revision, offline=offline, quiet=quiet),
         phase=phase,
         image=Path(image) if image else None,
         batch_sizes=tuple(int(size) for size in batch_size.split(",")),

@@ -30,7 +30,8 @@ Paths = Annotated[
 ]
 _UNICODE = (r"[^\ud800-\udfff]*", "text in the encoding of the terminal")
 Prompt = Annotated[
-    str | None, options.text("--prompt", "-p", matching=_UNICODE, help="First words of each caption.", **_input)
+    str | None,
+    options.text("--prompt", "-p", matching=_UNICODE, help="First words of each caption, or a question.", **_input),
 ]
 Recursive = Annotated[bool, options.flag("--recursive", "-r", help="Search folders inside folders too.", **_input)]
 OutputFormat = Annotated[
@@ -45,6 +46,14 @@ MaxErrors = Annotated[
     options.text(
         "--max-errors", metavar="N|N%", matching=_LIMIT, help="Stop after more failures.  [default: never]", **_input
     ),
+]
+
+NoSplit = Annotated[
+    bool, options.flag("--no-split", section=options.MODEL, help="Images whole, where the model cuts tiles.")
+]
+System = Annotated[
+    str | None,
+    options.text("--system", matching=_UNICODE, section=options.MODEL, help="System prompt, for chat models."),
 ]
 
 # Where one of these is left out, the checkpoint's own setting holds. Their bounds are checked by GenerationOptions.
@@ -85,7 +94,11 @@ def caption(
     max_pixels: MaxPixels = None,
     max_errors: MaxErrors = None,
     model: options.Model = "mini",
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     tokenizer: options.Tokenizer = None,
+    no_split: NoSplit = False,
+    system: System = None,
     max_new_tokens: MaxNewTokens = None,
     min_new_tokens: MinNewTokens = None,
     num_beams: NumBeams = None,
@@ -134,7 +147,9 @@ def caption(
 
     keep_freed_memory()
     set_threads(threads)
-    captioner = Captioner.load(model, device=device, dtype=dtype, tokenizer=tokenizer)
+    hub = console.hub_options(revision=revision, offline=offline, quiet=quiet)
+    captioner = Captioner.load(model, device=device, dtype=dtype, tokenizer=tokenizer, hub=hub)
+    captioner = captioner.adjusted(split=not no_split, system=system)
     run = RunOptions(
         prompt=prompt,
         generation=override(captioner.generation, given),

@@ -13,6 +13,8 @@ from mmt_cli.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from mmt_cli.checkpoint.reference import HubOptions
+
 # Control, format (bidi marks, zero-width marks), lone surrogates, line and paragraph separators.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINER = "\u200d"
@@ -168,3 +170,14 @@ def _bar() -> "Bar":
     columns = (SpinnerColumn(), TextColumn("images: {task.completed}"), TimeElapsedColumn())
     # Results go to stdout untouched: rich must not take it over while the bar is shown.
     return Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+
+
+def hub_options(*, revision: str | None, offline: bool, quiet: bool) -> "HubOptions":
+    """Return how a command resolves hub ids: bars and remarks on stderr, unless it is to be quiet."""
+    from mmt_cli.checkpoint.reference import HubOptions
+
+    return HubOptions(revision=revision, offline=offline, progress=not quiet, note=None if quiet else _hub_note)
+
+
+def _hub_note(line: str) -> None:
+    note(f"mmt: {line}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from mmt_cli.checkpoint.reference import HubOptions
     from mmt_cli.inspection.gates import Gate, GateReading
     from mmt_cli.inspection.summary import Part, Row, Summary
 
@@ -25,7 +26,7 @@ _BLOCKS = "Gates: factors of what each sublayer adds; 0.00 adds nothing, 1.00 al
 Format = Literal["table", "json"]
 
 Reference = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Name, folder, .safetensors file or preset:NAME.", show_default=True)
+    str, typer.Argument(metavar="MODEL", help="Name, folder, weights file, hub id or preset:NAME.", show_default=True)
 ]
 OutputFormat = Annotated[
     Format, options.choice("--format", "-f", choices=("table", "json"), help="For people or for programs.")
@@ -41,6 +42,8 @@ Prompt = Annotated[str | None, options.text("--prompt", "-p", matching=_UNICODE,
 def inspect(
     model: Reference = "mini",
     set_: options.Settings = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     output_format: OutputFormat = "table",
     depth: Depth = 2,
     image: Image = None,
@@ -53,8 +56,9 @@ def inspect(
 
     if image is None and prompt is not None:
         raise UsageError(f"no image to caption (--prompt {shown(prompt)}, --image missing); add --image FILE")
-    summary = summarise(model, options.parse_settings(set_ or []))
-    gates = None if image is None else _read_gates(model, image, prompt)
+    hub = console.hub_options(revision=revision, offline=offline, quiet=quiet)
+    summary = summarise(model, options.parse_settings(set_ or []), hub)
+    gates = None if image is None else _read_gates(model, image, prompt, hub)
     if output_format == "json":
         record = summary.to_json(depth) | ({} if gates is None else {"gates": gates.to_json()})
         console.emit(json.dumps(record) + "\n")
@@ -64,10 +68,10 @@ def inspect(
         _show_summary(summary, depth)
 
 
-def _read_gates(model: str, image: str, prompt: str | None) -> "GateReading":
+def _read_gates(model: str, image: str, prompt: str | None, hub: "HubOptions") -> "GateReading":
     from mmt_cli.inspection.gates import read_gates
 
-    return read_gates(model, image, prompt=prompt)
+    return read_gates(model, image, prompt=prompt, hub=hub)
 
 
 def _show_summary(summary: "Summary", depth: int) -> None:

@@ -116,7 +116,11 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 _DEVICE = (r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-Model = Annotated[str, text("--model", "-m", metavar="MODEL", section=MODEL, help="Name, folder or weights file.")]
+Model = Annotated[str, text("--model", "-m", metavar="MODEL", section=MODEL, help="Name, folder, file or hub id.")]
+Revision = Annotated[
+    str | None, text("--revision", metavar="REV", section=MODEL, help="Branch, tag or commit of a hub id.")
+]
+Offline = Annotated[bool, flag("--offline", section=MODEL, help="Ask no hub; take what the cache holds.")]
 Tokenizer = Annotated[
     str | None, text("--tokenizer", metavar="PATH", section=MODEL, help="Its tokenizer, where MODEL has none.")
 ]

@@ -75,6 +75,15 @@ GradCheckpointing = Annotated[
 EvalEvery = Annotated[
     int | None, whole("--eval-every", minimum=1, section=RUN, help="Steps between scores.  [default: one epoch]")
 ]
+SaveFormat = Annotated[
+    Literal["auto", "mmt", "hf"],
+    choice(
+        "--save-format",
+        choices=("auto", "mmt", "hf"),
+        section=RUN,
+        help="Of DIR; auto: hf for models from a Hugging Face folder.",
+    ),
+]
 SaveDtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
     choice(
@@ -112,6 +121,7 @@ def train(
     cache_features: CacheFeatures = False,
     grad_checkpointing: GradCheckpointing = False,
     eval_every: EvalEvery = None,
+    save_format: SaveFormat = "auto",
     save_dtype: SaveDtype = "float32",
     device: Device = "auto",
     threads: Threads = None,
@@ -145,6 +155,7 @@ def train(
         cache_features=cache_features,
         grad_checkpointing=grad_checkpointing,
         eval_every=eval_every,
+        save_format=save_format,
         save_dtype=save_dtype,
         device=device,
         seed=seed,

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmt_cli.captioning.captioner import Captioner, inference
+from mmt_cli.captioning.captioner import Captioner
+from mmt_cli.captioning.inference import inference
 from mmt_cli.captioning.run import item_seed
-from mmt_cli.checkpoint.reference import open_reference
+from mmt_cli.checkpoint.reference import HubOptions, open_reference
 from mmt_cli.errors import ModelError, UsageError, shown
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.gate import GATES
@@ -87,13 +88,14 @@ class GateReading:
         return {"caption": self.caption, "tokens": self.tokens, "gates": gates}
 
 
-def read_gates(reference: str, image: str, *, prompt: str | None = None) -> GateReading:
+def read_gates(reference: str, image: str, *, prompt: str | None = None, hub: HubOptions | None = None) -> GateReading:
     """Load a checkpoint, caption a photo and read its gates.
 
     Args:
         reference: a bundled name, a folder or a `.safetensors` file.
         image: path of the photo.
         prompt: the caption's first words.
+        hub: how hub ids are resolved.
 
     Raises:
         UsageError: the model has random weights or no gates, or the prompt is too long for it.
@@ -105,12 +107,12 @@ def read_gates(reference: str, image: str, *, prompt: str | None = None) -> Gate
             f"random weights write no caption (model {shown(reference)}, --image {shown(image)}); "
             "train it first, or leave --image out"
         )
-    if open_reference(reference).config.fusion.gate == "none":
+    if open_reference(reference, hub).config.fusion.gate == "none":
         raise UsageError(
             f"the model has no gates to show (model {shown(reference)}, fusion.gate none); "
             "use one that was trained with some (--preset dynamic, --preset flamingo)"
         )
-    return gates_of(Captioner.load(reference), image, prompt=prompt)
+    return gates_of(Captioner.load(reference, hub=hub), image, prompt=prompt)
 
 
 def gates_of(captioner: Captioner, image: str, *, prompt: str | None = None) -> GateReading:
@@ -124,15 +126,13 @@ def gates_of(captioner: Captioner, image: str, *, prompt: str | None = None) -> 
     model, words = captioner.model, captioner.tokenizer
     if words is None:
         raise ModelError(f"no tokenizer ({captioner.name} has none, a caption needs one); add its tokenizer.json")
-    prompt_ids = captioner.encode_prompt(prompt)
-    pixels_CHW = captioner.read(image)
-    with inference(model):
-        seen = model.see(pixels_CHW[None].to(captioner.device, captioner.dtype))
+    asked = captioner.encode_prompt(prompt)
+    seen = captioner.see([captioner.read(image)])
     [[caption, *_]] = captioner.generate_from(seen, prompt=prompt, seeds=[item_seed(0, image)])
     written = caption.tokens[:-1] if caption.finish_reason == "stop" else caption.tokens
     # A token that fills the context is never read back.
-    token_ids = [*prompt_ids, *written][: model.config.text.max_length]
-    first = 1 + len(captioner.image_ids)
+    token_ids = [*asked.ids, *written][: model.config.text.max_length]
+    first = len(asked.ids) - asked.shown
     return GateReading(
         caption=caption.text,
         tokens=tuple(words.backend.decode([index], skip_special_tokens=False) for index in token_ids[first:]),

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mmt_cli.checkpoint.header import TensorInfo, read_header
-from mmt_cli.checkpoint.reference import open_reference
+from mmt_cli.checkpoint.reference import HubOptions, Source, open_reference
 from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.presets import referenced_preset
 
 Modality = Literal["vision", "connector", "text", "cross"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
-_DATA_FLOW = ("vision", "connector", "text", "fusion", "blocks", "head", "contrastive")
+_DATA_FLOW = ("vision", "connector", "prompt_encoder", "text", "fusion", "blocks", "head", "contrastive")
 # What the tensors of a top-level module work on; those of the others, above all of the blocks, on the text.
 _MODALITY_OF: dict[str, Modality] = {"vision": "vision", "connector": "connector", "fusion": "connector"}
 # Parts that work on something else than the module they stand in; the experts' names mean that only in some modules.
@@ -163,13 +163,14 @@ class Summary:
         }
 
 
-def summarise(reference: str, settings: Mapping[str, Any] | None = None) -> Summary:
+def summarise(reference: str, settings: Mapping[str, Any] | None = None, hub: HubOptions | None = None) -> Summary:
     """Look into a model without reading any weight.
 
     Args:
         reference: a bundled name, a folder, a `.safetensors` file (one without a `config.json` beside it is shown by
             the names it holds, of no known modality), or `preset:NAME`.
         settings: what to change in the preset, as `preset` takes it; shown as its metadata.
+        hub: how hub ids are resolved.
 
     Raises:
         ModelError: nothing is there, or config or header are broken or belong to no known family.
@@ -177,7 +178,7 @@ def summarise(reference: str, settings: Mapping[str, Any] | None = None) -> Summ
     """
     config = referenced_preset(reference, settings)
     if config is not None:
-        tensors = {info.name: info for info in _preset_tensors(config)}
+        tensors = [(info.name, info) for info in _preset_tensors(config)]
         metadata = {key: json.dumps(value) for key, value in (settings or {}).items()}
         return Summary(model=reference, format="preset", entries=_entries(tensors), metadata=metadata)
     path = Path(reference)
@@ -186,9 +187,9 @@ def summarise(reference: str, settings: Mapping[str, Any] | None = None) -> Summ
         header = read_header(path)
         bare = tuple(Entry(path=_split(n), modality=None, info=info) for n, info in header.tensors.items())
         return Summary(model=path.stem, format="safetensors", entries=bare, metadata=header.metadata)
-    source = open_reference(reference)
+    source = open_reference(reference, hub)
     return Summary(
-        model=source.name, format=source.family.name, entries=_entries(source.tensors), metadata=source.metadata
+        model=source.name, format=source.family.name, entries=_entries(_parts(source)), metadata=source.metadata
     )
 
 
@@ -202,11 +203,18 @@ def _preset_tensors(config: ModelConfig) -> Iterator[TensorInfo]:
     # Both iterators give a tensor that has two names, such as a tied head's, once.
     for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         shape = tuple(tensor.shape)
-        yield TensorInfo(name=tensor_name, dtype="F32", shape=shape, nbytes=tensor.numel() * tensor.element_size())
+        nbytes = tensor.numel() * tensor.element_size()
+        yield TensorInfo(name=tensor_name, dtype="F32", shape=shape, nbytes=nbytes, path=Path())
 
 
-def _entries(tensors: dict[str, TensorInfo]) -> tuple[Entry, ...]:
-    return tuple(Entry(path=_split(name), modality=_modality(_split(name)), info=i) for name, i in tensors.items())
+def _parts(source: Source) -> Iterator[tuple[str, TensorInfo]]:
+    """Yield our name and the header's word on each tensor of the files; several may make one of ours."""
+    for name, origin in source.origins.items():
+        yield from ((name, source.infos[part]) for part in origin.names)
+
+
+def _entries(tensors: Iterable[tuple[str, TensorInfo]]) -> tuple[Entry, ...]:
+    return tuple(Entry(path=_split(name), modality=_modality(_split(name)), info=info) for name, info in tensors)
 
 
 def _split(name: str) -> tuple[str, ...]:

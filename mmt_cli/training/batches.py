@@ -17,7 +17,7 @@ from torch import Tensor
 from mmt_cli.inputs.tokenizer import Tokenizer
 
 T = TypeVar("T")
-Row = tuple[int, ...]  # begin token, placeholders where the model has some, words, end token
+Row = tuple[int, ...]  # what is given (begin token, or a whole question with its image), words, end token
 BATCHES_AHEAD = 4
 
 
@@ -29,6 +29,7 @@ class Batch:
     rows: tuple[Row, ...]
     images: Tensor | None = None  # pixels_BCHW or features_BND; None: sentences alone
     image_R: Tensor | None = None  # which image each row describes
+    start: int = 1  # ids before the words of each row, which are given and not learned
 
     @property
     def seen(self) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,13 @@ def tidy(caption: str) -> str:
 
 
 def encode_captions(
-    captions: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int, placeholders: Sequence[int] = ()
+    captions: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    start: Sequence[int],
+    end_id: int,
+    before: str = "",
 ) -> list[list[Row]]:
     """Return for each image its captions as rows, cut to the context and one more.
 
@@ -60,11 +67,13 @@ def encode_captions(
         captions: of each image.
         tokenizer: of the model.
         max_length: the model's context, in tokens.
-        placeholders: ids behind the begin token, whose place image tokens take.
+        start: ids before each caption.
+        end_id: the one behind it.
+        before: text between these ids and each caption.
     """
 
     def row(caption: str) -> Row:
-        ids = [tokenizer.bos_id, *placeholders, *tokenizer.encode(tidy(caption)), tokenizer.eos_id]
+        ids = [*start, *tokenizer.encode(before + tidy(caption)), end_id]
         return tuple(ids[: max_length + 1])
 
     return [[row(caption) for caption in image] for image in captions]
@@ -100,7 +109,7 @@ def batches(
 
 
 def image_batch(
-    indices: Sequence[int], load: Callable[[int], tuple[str, Tensor]], rows: Sequence[Sequence[Row]]
+    indices: Sequence[int], load: Callable[[int], tuple[str, Tensor]], rows: Sequence[Sequence[Row]], *, start: int
 ) -> Batch:
     """Return the batch of these examples, each image with all its captions.
 
@@ -108,6 +117,7 @@ def image_batch(
         indices: of the examples.
         load: index → key and image (pixels or features).
         rows: of every example of the data set.
+        start: ids before the words of each row.
     """
     keys, images = zip(*(load(index) for index in indices), strict=True)
     return Batch(
@@ -115,6 +125,7 @@ def image_batch(
         rows=tuple(row for index in indices for row in rows[index]),
         images=torch.stack(images),
         image_R=torch.tensor([place for place, index in enumerate(indices) for _ in rows[index]]),
+        start=start,
     )
 
 

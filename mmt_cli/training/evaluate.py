@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from mmt_cli.captioning.captioner import Captioner, inference
+from mmt_cli.captioning.captioner import Captioner
+from mmt_cli.captioning.inference import inference
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 from mmt_cli.training.batches import Batch, Row

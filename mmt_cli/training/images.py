@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmt_cli.captioning.captioner import Captioner, inference
+from mmt_cli.captioning.captioner import Captioner
+from mmt_cli.captioning.inference import inference
 from mmt_cli.errors import DataError, ImageError
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.presets import with_dropout
@@ -50,7 +51,7 @@ class Images:
         """
         example = self.examples[index]
         try:
-            return example.key, self.captioner.read(example.read())
+            return example.key, self.captioner.read(example.read()).pixels_NCHW[0]
         except ImageError as error:
             what = f"{example.key}, {error}"
             raise DataError(f"an image of the data set cannot be read ({what}); mend or remove it") from error

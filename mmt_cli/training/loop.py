@@ -16,6 +16,7 @@ from mmt_cli.training.evaluate import Scores
 from mmt_cli.training.images import Prepared
 from mmt_cli.training.memory import checkpoint_blocks
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.origin import check_origin
 from mmt_cli.training.state import RunFolder
 from mmt_cli.training.tasks import TASKS
 
@@ -60,6 +61,7 @@ class Trainer:
     """One run, from options to a checkpoint folder."""
 
     def __init__(self, options: TrainOptions) -> None:
+        check_origin(options)
         self.options = options
         self.task = TASKS[options.objective](options)
         self.captioner = self.task.captioner
@@ -70,7 +72,7 @@ class Trainer:
             checkpoint_blocks(self.model)
         self.optimizer = _optimizer(self.task.objective, options)
         self.total_steps = options.total_steps(self.task.count)
-        self.folder = RunFolder(options)
+        self.folder = RunFolder(options, self.captioner)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.best = -math.inf
         self.figures: dict[str, float] = {}

@@ -10,6 +10,7 @@ from mmt_cli.errors import UsageError
 
 Precision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "bfloat16", "float16"]
+SaveFormat = Literal["auto", "mmt", "hf"]
 Freeze = Literal["none", "vision", "text"]
 Objective = Literal["caption", "caption+contrastive", "masked", "language"]
 
@@ -49,6 +50,7 @@ class TrainOptions:
     objective: Objective = "caption"
     eval_every: int | None = None
     log_every: int = 10
+    save_format: SaveFormat = "auto"
     save_dtype: Stored = "float32"
     device: str = "auto"
     seed: int = 0
@@ -60,6 +62,12 @@ class TrainOptions:
             raise UsageError(f"two origins for one model ({given[0]} and {given[1]}); give one of them")
         if self.settings and self.init is not None:
             raise UsageError("a trained model keeps its config (--set and --init); leave one out")
+        if self.save_format == "hf" and self.init is None:
+            origin = f"{given[0]} {origins[given[0]]}" if given else "no --init"
+            raise UsageError(
+                f"no Hugging Face family has this model (--save-format hf, {origin}); "
+                "start from a Hugging Face checkpoint with --init, or leave --save-format out"
+            )
         if self.cache_features and self.freeze != "vision":
             raise UsageError(
                 f"features change while the tower trains (--cache-features, --freeze {self.freeze}); freeze it"

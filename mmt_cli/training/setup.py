@@ -6,21 +6,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.checkpoint.families import efficientnet_lite
-from mmt_cli.checkpoint.load import default_preprocessing, load_vision
+from mmt_cli.checkpoint.load import load_vision
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.device import resolve_device
 from mmt_cli.errors import ConfigError, UsageError
 from mmt_cli.inputs.tokenizer import Tokenizer, train_tokenizer
-from mmt_cli.model.config import ModelConfig, SpliceConfig
+from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.contrastive import ContrastiveHead
+from mmt_cli.model.fusion_config import SpliceConfig
 from mmt_cli.model.image_config import ConvTowerConfig
 from mmt_cli.model.presets import changed, preset, with_dropout
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.batches import Row, encode_captions, tidy
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.origin import check_learnable, ties_words
 
 TOKENIZER_SIZE = 4_000  # entries learned from the captions unless the config asks for fewer
 DEFAULT_PRESET = "mini"
@@ -50,7 +54,9 @@ def build(
     torch.manual_seed(options.seed)
     if options.init is not None:
         captioner = Captioner.load(options.init, device=str(device), dtype="float32", tokenizer=options.tokenizer)
-        captioner.model = _rebuilt(captioner.model, needed(_with_dropout(captioner.model.config, options)), device)
+        config = needed(_with_dropout(_retied(captioner), options))
+        captioner.model = _trainable(captioner.model, config)
+        captioner.preprocessing = captioner.preprocessing.without_split()
     else:
         captioner = _new(options, captions, needed, device)
     captioner.encode_prompt(None)  # a checkpoint without a tokenizer fails here, before the run
@@ -66,9 +72,11 @@ def _new(
     device: torch.device,
 ) -> Captioner:
     if options.config is not None:
-        config = changed(_read_toml(options.config), options.settings)
+        config, origin = changed(_read_toml(options.config), options.settings), f"--config {options.config}"
     else:
-        config = preset(options.preset or DEFAULT_PRESET, options.settings)
+        name = options.preset or DEFAULT_PRESET
+        config, origin = preset(name, options.settings), f"--preset {name}"
+    check_learnable(config, options.objective, origin)
     if options.tokenizer is not None:
         tokenizer = Tokenizer.load(options.tokenizer)
     else:
@@ -78,7 +86,8 @@ def _new(
     model = MultimodalTransformer(config)
     initialise(model)
     if model.head.projection.bias is not None:
-        rows = encode_captions(captions, tokenizer, config.text.max_length)
+        start, length = (tokenizer.bos_id,), config.text.max_length
+        rows = encode_captions(captions, tokenizer, length, start=start, end_id=tokenizer.eos_id)
         _start_from_frequencies(model.head.projection.bias, rows)
     return Captioner(
         model=model.to(device),
@@ -120,13 +129,41 @@ def _with_dropout(config: ModelConfig, options: TrainOptions) -> ModelConfig:
     return config if options.dropout is None else with_dropout(config, options.dropout)
 
 
-def _rebuilt(model: MultimodalTransformer, config: ModelConfig, device: torch.device) -> MultimodalTransformer:
-    """Return a trainable model of this config with the weights of one of another; what that lacks is random."""
-    rebuilt = MultimodalTransformer(config)
-    initialise(rebuilt)
-    found = rebuilt.load_state_dict(model.state_dict(), strict=False)
-    assert not found.unexpected_keys, found.unexpected_keys
-    return rebuilt.to(device)
+def _retied(captioner: Captioner) -> ModelConfig:
+    """Return the model's config, its head tied where the checkpoint means it and holds the one matrix twice.
+
+    Trained apart they would no longer be what `config.json` says, and older transformers would drop one of them.
+    """
+    config, source = captioner.model.config, captioner.source
+    head, tokens = captioner.model.head.projection.weight, captioner.model.text.tokens.weight
+    foreign = source is not None and not source.family.native
+    if source is None or not foreign or config.text.head == "tied" or not ties_words(source.raw_config):
+        return config
+    same = head.shape == tokens.shape and torch.equal(head, tokens)
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, head="tied")) if same else config
+
+
+def _trainable(model: MultimodalTransformer, config: ModelConfig) -> MultimodalTransformer:
+    """Return a model of this config with the weights of one of another, which loses them; a head it lacks is random.
+
+    The weights are copied one by one, so that they lie in memory twice for a moment alone: what was loaded may be a
+    view of its file.
+    """
+    with torch.device("meta"):
+        trainable = MultimodalTransformer(config)
+    given = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    device = next(model.parameters()).device
+    model.to("meta")
+    state = {name: given.pop(name).clone() for name in trainable.own_state() if name in given}
+    if trainable.contrastive is not None and model.contrastive is None:
+        head = ContrastiveHead(width=config.text.block.width, shared_width=trainable.contrastive.image.out_features)
+        nn.init.xavier_uniform_(head.image.weight)
+        nn.init.xavier_uniform_(head.text.weight)
+        state |= {f"contrastive.{name}": tensor.to(device) for name, tensor in head.state_dict().items()}
+    assert state.keys() == trainable.own_state().keys(), trainable.own_state().keys() ^ state.keys()
+    trainable.load_state_dict(state, assign=True, strict=False)
+    trainable.tie()
+    return trainable
 
 
 def _read_toml(path: Path) -> ModelConfig:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.save_hf import HuggingFaceFolder
 from mmt_cli.device import DTYPES
 from mmt_cli.errors import UsageError
 from mmt_cli.training.options import TrainOptions
@@ -16,9 +17,12 @@ from mmt_cli.training.options import TrainOptions
 class RunFolder:
     """The output folder of one run."""
 
-    def __init__(self, options: TrainOptions) -> None:
+    def __init__(self, options: TrainOptions, captioner: Captioner) -> None:
         self.folder = options.out
         self.options = options
+        source = captioner.source
+        # What training leaves as it is, is read before the run: the source may be gone when it ends.
+        self.hugging_face = None if source is None or source.family.native else HuggingFaceFolder(source)
         if (self.folder / "config.json").exists() and not (self.folder / "metrics.jsonl").exists():
             raise UsageError(
                 f"the folder holds another checkpoint (--out {self.folder}, config.json); choose a new one"
@@ -45,13 +49,21 @@ class RunFolder:
                 shutil.rmtree(older)
 
     def _save(self, folder: Path, captioner: Captioner, figures: Mapping[str, float], step: int, dtype: str) -> None:
+        card = model_card(self.options, figures, step)
+        if self.hugging_face is not None:
+            self.hugging_face.save(
+                folder, captioner.model, preprocessing=captioner.preprocessing, card=card, dtype=DTYPES[dtype]
+            )
+            for name in self.hugging_face.absent:  # an earlier run's, which would be taken for this model's
+                (folder / name).unlink(missing_ok=True)
+            return
         save_checkpoint(
             folder,
             captioner.model,
             tokenizer=captioner.tokenizer,
             preprocessing=captioner.preprocessing,
             generation=captioner.generation,
-            card=model_card(self.options, figures, step),
+            card=card,
             dtype=DTYPES[dtype],
         )
 

@@ -18,6 +18,7 @@ from mmt_cli.training.objectives.caption import Caption, Language
 from mmt_cli.training.objectives.contrastive import CaptionContrastive
 from mmt_cli.training.objectives.masked import Masked
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.origin import before_answer
 from mmt_cli.training.sentences import open_sentences
 from mmt_cli.training.setup import build
 
@@ -99,11 +100,23 @@ class CaptionTask:
         """Return the captions of each example as tokens, with places for the image where the model has some."""
         captioner, captions = self.captioner, [example.captions for example in examples]
         length = captioner.model.config.text.max_length
-        return encode_captions(captions, _words(captioner), length, captioner.image_ids)
+        return encode_captions(
+            captions,
+            _words(captioner),
+            length,
+            start=self.start,
+            end_id=captioner.end_id,
+            before=before_answer(captioner),
+        )
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """What each row begins with: all that the model reads before it writes, asked nothing by the user."""
+        return self.captioner.encode_prompt(None).ids
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the batch of these images, each with all its captions."""
-        return image_batch(indices, self.images.load, self.rows)
+        return image_batch(indices, self.images.load, self.rows, start=len(self.start))
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -170,7 +183,10 @@ class MaskedTask(CaptionTask):
 
     def score(self) -> Scores:
         """Score what the model makes of hidden words and cells of the validation images."""
-        stream = (image_batch(indices, self.val_images.load, self.val_rows) for indices in chunks(self.val_count))
+        start = len(self.start)
+        stream = (
+            image_batch(indices, self.val_images.load, self.val_rows, start=start) for indices in chunks(self.val_count)
+        )
         return score_masked(self.objective, stream)
 
 
@@ -199,7 +215,10 @@ class LanguageTask:
         return iter(())
 
     def _encode(self, sentences: Sequence[str]) -> list[Row]:
-        return encode_captions([sentences], _words(self.captioner), self.captioner.model.config.text.max_length)[0]
+        captioner, config = self.captioner, self.captioner.model.config
+        start = [index for index in captioner.encode_prompt(None).ids if index != config.placeholder_id]
+        length, end_id = config.text.max_length, captioner.end_id
+        return encode_captions([sentences], _words(captioner), length, start=start, end_id=end_id)[0]
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the batch of these sentences."""

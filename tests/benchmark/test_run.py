@@ -11,7 +11,8 @@ from mmt_cli.benchmark.options import BenchOptions
 from mmt_cli.benchmark.results import UNATTRIBUTED
 from mmt_cli.benchmark.run import load, run_benchmark
 from mmt_cli.benchmark.train import TrainWorkload
-from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
+from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ImageError, ModelError, UsageError
 

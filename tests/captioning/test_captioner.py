@@ -12,7 +12,8 @@ from PIL import Image
 
 from mmt_cli import Captioner
 from mmt_cli.captioning.captioner import Caption, inference
-from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
+from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ImageError, ModelError, UsageError
 from mmt_cli.inputs.preprocess import Preprocessing
@@ -56,8 +57,8 @@ def _images(count: int = 5) -> list[Image.Image]:
 
 def _logprob(captioner: Captioner, image: Image.Image, caption: Caption, prompt: str | None) -> float:
     """Sum over the new tokens, each after one reading of everything before it."""
-    ids, total = captioner.encode_prompt(prompt), 0.0
-    pixels = captioner.read(image)[None]
+    ids, total = captioner.encode_prompt(prompt).ids, 0.0
+    pixels = captioner.read(image).pixels_NCHW
     for token in caption.tokens:
         logits = captioner.model(torch.tensor([ids]), pixels)[0, -1]
         total += logits.log_softmax(dim=-1)[token].item()
@@ -114,29 +115,31 @@ def test_options_go_over_the_checkpoints_defaults(tiny: Captioner) -> None:
 
 
 def test_a_draw_depends_on_its_seed_and_not_on_its_batch(tiny: Captioner) -> None:
-    pixels = [tiny.read(image) for image in _images(3)]
+    pictures = [tiny.read(image) for image in _images(3)]
     options = replace(OPTIONS, temperature=3.0, num_captions=4)
-    together = tiny.generate(pixels, options=options, seeds=[11, 12, 13])
+    together = tiny.generate(pictures, options=options, seeds=[11, 12, 13])
     assert [len(item) for item in together] == [4, 4, 4]
     tokens = [caption.tokens for caption in together[1]]
     assert len(set(tokens)) == 4
     for seed in (12, 11):
-        [alone] = tiny.generate(pixels[1:2], options=options, seeds=[seed])
+        [alone] = tiny.generate(pictures[1:2], options=options, seeds=[seed])
         assert ([caption.tokens for caption in alone] == tokens) == (seed == 12)
 
 
 def test_images_seen_before_give_the_same_captions(captioner: Captioner) -> None:
-    pixels = [captioner.read(image) for image in _images(2)]
+    pictures = [captioner.read(image) for image in _images(2)]
     with torch.no_grad():
-        image_BND = captioner.model.see(torch.stack(pixels))
-    assert captioner.generate_from(image_BND, prompt="A") == captioner.generate(pixels, prompt="A")
+        by_hand = captioner.model.see(torch.cat([picture.pixels_NCHW for picture in pictures]))
+    for seen in (captioner.see(pictures), by_hand):
+        assert captioner.generate_from(seen, prompt="A") == captioner.generate(pictures, prompt="A")
 
 
 def test_an_image_is_squashed_to_what_the_model_reads(tiny: Captioner) -> None:
-    pixels = tiny.read(Image.new("RGB", (50, 3), (255, 0, 128)))
-    assert pixels.shape == (3, 32, 32)
-    assert pixels.dtype == torch.float32
-    assert pixels[:, 0, 0].tolist() == pytest.approx([1, -1, 128 / 127.5 - 1], abs=1e-6)
+    picture = tiny.read(Image.new("RGB", (50, 3), (255, 0, 128)))
+    assert (picture.rows, picture.columns) == (0, 0)
+    assert picture.pixels_NCHW.shape == (1, 3, 32, 32)
+    assert picture.pixels_NCHW.dtype == torch.float32
+    assert picture.pixels_NCHW[0, :, 0, 0].tolist() == pytest.approx([1, -1, 128 / 127.5 - 1], abs=1e-6)
 
 
 def test_the_tokenizers_end_token_ends_a_caption(tools: ModuleType) -> None:
@@ -148,9 +151,9 @@ def test_the_tokenizers_end_token_ends_a_caption(tools: ModuleType) -> None:
 
 
 def test_another_end_token_can_be_given(tiny: Captioner) -> None:
-    pixels = [tiny.read(image) for image in _images(1)]
-    first = tiny.generate(pixels, options=replace(OPTIONS, min_new_tokens=5))[0][0].tokens[0]
-    ended = tiny.generate(pixels, options=replace(OPTIONS, end_token_ids=(first,)))[0][0]
+    pictures = [tiny.read(image) for image in _images(1)]
+    first = tiny.generate(pictures, options=replace(OPTIONS, min_new_tokens=5))[0][0].tokens[0]
+    ended = tiny.generate(pictures, options=replace(OPTIONS, end_token_ids=(first,)))[0][0]
     assert (ended.tokens, ended.finish_reason) == ((first,), "stop")
 
 
@@ -161,13 +164,13 @@ def _words(count: int) -> str:
 
 def test_a_prompt_fills_the_context_up_to_the_last_place(captioner: Captioner) -> None:
     limit = captioner.model.config.text.max_length
-    pixels = [captioner.read(image) for image in _images(2)]
+    pictures = [captioner.read(image) for image in _images(2)]
     for length in (limit - 1, limit - 3):
-        found = captioner.generate(pixels, prompt=_words(length), options=replace(OPTIONS, max_new_tokens=30))
+        found = captioner.generate(pictures, prompt=_words(length), options=replace(OPTIONS, max_new_tokens=30))
         for item in found:
             assert item[0].finish_reason == "stop" or len(item[0].tokens) == min(30, limit - length)
     with pytest.raises(UsageError, match=rf"{limit + 1} tokens.*context is {limit}"):
-        captioner.generate(pixels, prompt=_words(limit))
+        captioner.generate(pictures, prompt=_words(limit))
 
 
 def test_a_model_in_training_captions_without_dropout_and_goes_back(tools: ModuleType) -> None:
@@ -245,8 +248,8 @@ def test_preprocessing_may_make_images_of_another_size_that_the_model_can_read(
     )
     captioner = Captioner.load(tmp_path / "model", device="cpu")
     photo = Image.new("RGB", (50, 40), (200, 30, 30))
-    image = captioner.model.see(captioner.read(photo)[None])
+    image = captioner.see([captioner.read(photo)])
     assert (image.grid, image.x_BND.shape[1]) == ((4, 8), 32)
     words_alone = 1 + len(words.encode("a"))
-    assert len(captioner.encode_prompt("a")) == words_alone + 32 * (kind == "splice")
+    assert len(captioner.encode_prompt("a").ids) == words_alone + 32 * (kind == "splice")
     assert captioner.caption([photo], prompt="a", max_new_tokens=3)[0].tokens

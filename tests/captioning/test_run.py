@@ -39,13 +39,13 @@ class FakeCaptioner:
             raise KeyError(name)
         return name
 
-    def generate(self, pixels, *, prompt, options, seeds):
-        if len(pixels) > self.largest_batch or (self.largest_batch == 0):
+    def generate(self, pictures, *, prompt, options, seeds):
+        if len(pictures) > self.largest_batch or (self.largest_batch == 0):
             raise self.oom
-        self.calls.append({"pixels": list(pixels), "prompt": prompt, "options": options, "seeds": list(seeds)})
+        self.calls.append({"pictures": list(pictures), "prompt": prompt, "options": options, "seeds": list(seeds)})
         return [
             [SimpleNamespace(text=f"caption of {name}", tokens=(1, 2), logprob=-0.5, finish_reason="stop")]
-            for name in pixels
+            for name in pictures
         ]
 
 
@@ -79,7 +79,7 @@ def test_records_come_in_the_order_of_the_items_with_failures_in_their_place():
 
 def test_batches_hold_as_many_as_asked_for():
     done = run("abcdefg", batch_size=3)
-    assert [call["pixels"] for call in done.captioner.calls] == [list("abc"), list("def"), ["g"]]
+    assert [call["pictures"] for call in done.captioner.calls] == [list("abc"), list("def"), ["g"]]
 
 
 def test_a_batch_of_failures_alone_asks_the_model_nothing():
@@ -179,7 +179,7 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_a_batch_that_does_not_fit_into_memory_is_halved(oom):
     done = run("abcde", FakeCaptioner(largest_batch=2, oom=oom), batch_size=5)
-    assert [call["pixels"] for call in done.captioner.calls] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [call["pictures"] for call in done.captioner.calls] == [["a", "b"], ["c"], ["d", "e"]]
     assert [record.caption for record in done.records] == [f"caption of {name}" for name in "abcde"]
     alone = [item_seed(0, name) for name in "abcde"]
     assert [seed for call in done.captioner.calls for seed in call["seeds"]] == alone

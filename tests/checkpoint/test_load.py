@@ -14,14 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmt_cli.checkpoint import load
-from mmt_cli.checkpoint.load import (
-    default_preprocessing,
-    load_generation,
-    load_model,
-    load_preprocessing,
-    load_tokenizer,
-    save_checkpoint,
-)
+from mmt_cli.checkpoint.load import load_model, save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing, load_generation, load_preprocessing, load_tokenizer
 from mmt_cli.checkpoint.reference import open_reference
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ModelError
@@ -121,7 +115,7 @@ def test_all_files_of_the_format_are_written_and_read(tiny: MultimodalTransforme
     source = open_reference(folder)
     assert load_preprocessing(source) == pixels
     assert load_generation(source) == generation
-    found = load_tokenizer(folder)
+    found = load_tokenizer(source)
     assert found is not None
     assert found.encode("A dog") == tokenizer.encode("A dog")
 
@@ -143,14 +137,14 @@ def test_files_that_a_folder_may_lack_have_defaults(tiny: MultimodalTransformer,
     source = open_reference(folder)
     assert load_preprocessing(source) == default_preprocessing(tiny.config)
     assert load_generation(source) == GenerationOptions()
-    assert load_tokenizer(folder) is None
+    assert load_tokenizer(source) is None
 
 
 def test_another_tokenizer_can_be_given(tiny: MultimodalTransformer, tmp_path: Path) -> None:
     own, other = train_tokenizer(["dog dog dog"] * 3, 270), train_tokenizer(["cat cat cat"] * 3, 270)
     folder = _save(tmp_path / "model", tiny, tokenizer=own)
     other.save(tmp_path / "other.json")
-    found = load_tokenizer(folder, str(tmp_path / "other.json"))
+    found = load_tokenizer(open_reference(folder), str(tmp_path / "other.json"))
     assert found is not None
     assert found.encode("cat") == other.encode("cat") != own.encode("cat")
 

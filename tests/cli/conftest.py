@@ -46,6 +46,7 @@ class FakeCaptioner:
     dtype: str = "torch.float32"
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     loads: list[tuple[str, dict]] = field(default_factory=list)
+    adjustments: list[dict] = field(default_factory=list)
     calls: list[dict] = field(default_factory=list)
     fingerprints: int = 0
     raises: BaseException | None = None
@@ -55,6 +56,10 @@ class FakeCaptioner:
         self.fingerprints += 1
         return "fake@0123456789ab"
 
+    def adjusted(self, **changes):
+        self.adjustments.append(changes)
+        return self
+
     def encode_prompt(self, prompt):
         if prompt and len(prompt) > 50:
             raise UsageError(f"the prompt is too long ({len(prompt)} tokens, the model's context is 50); shorten it")
@@ -62,12 +67,12 @@ class FakeCaptioner:
     def read(self, image, *, max_pixels):
         return read_image(image, max_pixels=max_pixels)
 
-    def generate(self, pixels, *, prompt, options, seeds):
+    def generate(self, pictures, *, prompt, options, seeds):
         if self.raises:
             raise self.raises
-        self.calls.append({"count": len(pixels), "prompt": prompt, "options": options, "seeds": list(seeds)})
+        self.calls.append({"count": len(pictures), "prompt": prompt, "options": options, "seeds": list(seeds)})
         start = f"{prompt} " if prompt else ""
-        texts = [self.template.format(prompt=start, width=image.width, height=image.height) for image in pixels]
+        texts = [self.template.format(prompt=start, width=image.width, height=image.height) for image in pictures]
         return [[SimpleNamespace(text=text, tokens=(1, 2), logprob=-0.5, finish_reason="stop")] for text in texts]
 
 

@@ -10,8 +10,8 @@ from mmt_cli.cli.app import build
 from mmt_cli.errors import UsageError
 
 OPTIONS = (
-    "--model --set --phase --image --batch-size --prompt-tokens --gen-tokens --repetitions --warmup --layers --format "
-    "--device --dtype --threads --seed --quiet --debug"
+    "--model --set --revision --offline --phase --image --batch-size --prompt-tokens --gen-tokens --repetitions "
+    "--warmup --layers --format --device --dtype --threads --seed --quiet --debug"
 )
 QUICK = ("-r", "1", "--warmup", "0", "--gen-tokens", "3", "--device", "cpu")
 
@@ -20,6 +20,23 @@ def test_the_options_are_these_and_no_others():
     command = build().commands["bench"]
     names = [next(n for n in p.opts if n.startswith("--")) for p in command.params if p.param_type_name == "option"]
     assert names == OPTIONS.split()
+
+
+@pytest.mark.parametrize(("command", "last"), [("bench", []), ("inspect", []), ("caption", ["one.png"])])
+def test_only_hub_ids_have_a_revision(mmt, command, last):
+    done = mmt(command, *(["-m"] if command == "caption" else []), "mini", "--revision", "v1", *last)
+    assert done.code == 2
+    assert "only hub ids have revisions (--revision v1, model 'mini')" in done.err
+
+
+@pytest.mark.parametrize(("command", "last"), [("bench", []), ("inspect", []), ("caption", ["one.png"])])
+def test_offline_takes_hub_ids_from_the_cache_alone(mmt, monkeypatch, tmp_path, command, last):
+    """One that is not there is a missing model, told without asking anybody."""
+    monkeypatch.chdir(tmp_path)
+    model = [*(["-m"] if command == "caption" else []), "no-such-organisation/no-such-model"]
+    done = mmt(command, *model, "--offline", *last)
+    assert done.code == 5
+    assert "no complete copy in the cache (no-such-organisation/no-such-model" in done.err
 
 
 def test_tables_show_phases_and_layers(mmt):

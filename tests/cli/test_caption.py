@@ -25,7 +25,11 @@ OPTIONS = {
     "--max-pixels",
     "--max-errors",
     "--model -m",
+    "--revision",
+    "--offline",
     "--tokenizer",
+    "--no-split",
+    "--system",
     "--device",
     "--dtype",
     "--max-new-tokens",
@@ -161,7 +165,34 @@ def test_options_of_generation_go_over_the_checkpoints_defaults(mmt, fake, argum
 )
 def test_options_of_the_model_reach_the_loader(mmt, fake, arguments, load):
     assert mmt("caption", "one.png", *arguments).code == 0
-    assert fake.loads == [load]
+    [(reference, options)] = fake.loads
+    del options["hub"]
+    assert (reference, options) == load
+
+
+@pytest.mark.parametrize(
+    ("arguments", "revision", "offline", "progress"),
+    [([], None, False, True), (["--revision", "v1"], "v1", False, True), (["--offline", "-q"], None, True, False)],
+)
+def test_options_of_the_hub_reach_the_loader(mmt, fake, arguments, revision, offline, progress):
+    assert mmt("caption", "one.png", "-m", "org/name", *arguments).code == 0
+    [(reference, options)] = fake.loads
+    hub = options["hub"]
+    assert (reference, hub.revision, hub.offline, hub.progress) == ("org/name", revision, offline, progress)
+    assert (hub.note is None) == ("-q" in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ([], {"split": True, "system": None}),
+        (["--no-split"], {"split": False, "system": None}),
+        (["--system", "Be brief."], {"split": True, "system": "Be brief."}),
+    ],
+)
+def test_how_a_model_is_asked_can_be_changed(mmt, fake, arguments, changes):
+    assert mmt("caption", "one.png", *arguments).code == 0
+    assert fake.adjustments == [changes]
 
 
 @pytest.mark.parametrize("name", ["-p", "--prompt"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmt_cli.captioning.captioner import Captioner
-from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
+from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.inputs.tokenizer import train_tokenizer
 from mmt_cli.model.presets import preset

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
+from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.cli.app import build
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.inputs.tokenizer import train_tokenizer
@@ -52,7 +53,17 @@ def test_table_shows_modules_modalities_and_the_total(mmt, monkeypatch):
 def test_the_options_are_these_and_no_others():
     command = build().commands["inspect"]
     names = [next(n for n in p.opts if n.startswith("--")) for p in command.params if p.param_type_name == "option"]
-    assert names == ["--set", "--format", "--depth", "--image", "--prompt", "--quiet", "--debug"]
+    assert names == [
+        "--set",
+        "--revision",
+        "--offline",
+        "--format",
+        "--depth",
+        "--image",
+        "--prompt",
+        "--quiet",
+        "--debug",
+    ]
 
 
 def test_settings_change_the_preset_and_are_shown(mmt):

@@ -12,7 +12,7 @@ from mmt_cli.cli.app import build
 OPTIONS = (
     "--out --val --preset --config --init --vision-init --tokenizer --set --epochs --steps --batch-size --lr --warmup "
     "--weight-decay --grad-clip --label-smoothing --dropout --precision --freeze --objective --cache-features "
-    "--grad-checkpointing --eval-every --save-dtype --device --threads --seed --quiet --debug"
+    "--grad-checkpointing --eval-every --save-format --save-dtype --device --threads --seed --quiet --debug"
 )
 SEED = (
     "--preset",

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmt_cli import Captioner
 from mmt_cli.captioning.run import item_seed
-from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
+from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ImageError, ModelError, UsageError
 from mmt_cli.inputs.tokenizer import train_tokenizer
@@ -58,13 +59,20 @@ def near(values: tuple[float, ...], expected: Tensor) -> bool:
     return len(values) == len(expected) and bool((torch.tensor(values) - expected).abs().max() < 1e-4)
 
 
+def places(captioner: Captioner) -> int:
+    """Return how many places of the text the image takes."""
+    model = captioner.model.config
+    return 0 if model.placeholder_id is None else model.num_image_tokens
+
+
 def by_hand(captioner: Captioner, prompt: str | None = None) -> dict[str, Tensor]:
     """Return what gates are computed from: text_TD, text_mean_TD (begin token included), image_ND, image_mean_D."""
     model, words = captioner.model, captioner.tokenizer
     assert words is not None
-    ids = [*captioner.encode_prompt(prompt), *captioner.caption([DOG], prompt=prompt)[0].tokens]
-    image_ND = model.see(captioner.read(DOG)[None]).x_BND[0]
-    start = 1 + len(captioner.image_ids)
+    asked = captioner.encode_prompt(prompt)
+    ids = [*asked.ids, *captioner.caption([DOG], prompt=prompt)[0].tokens]
+    image_ND = model.see(captioner.read(DOG).pixels_NCHW).x_BND[0]
+    start = 1 + places(captioner)
     assert model.text.positions is not None
     x_TD = model.text.tokens(torch.tensor(ids)) + model.text.positions[: len(ids)]
     said_TD = torch.cat([x_TD[:1], x_TD[start:]])
@@ -171,16 +179,16 @@ def test_the_gates_shown_are_those_that_were_met_while_captioning(captioner: Cap
 
 
 def test_another_photo_changes_the_gates_of_the_same_words(captioner: Captioner) -> None:
-    ids = captioner.encode_prompt("A dog runs")
-    seen = [captioner.model.see(captioner.read(photo)[None]) for photo in (DOG, COW)]
+    ids = captioner.encode_prompt("A dog runs").ids
+    seen = [captioner.see([captioner.read(photo)]) for photo in (DOG, COW)]
     for one, other in zip(*(gate_values(captioner.model, ids, image, first=1) for image in seen), strict=True):
         assert not near(one.values, torch.tensor(other.values))
 
 
 def test_later_words_change_no_gate_of_earlier_ones(captioner: Captioner) -> None:
-    first = 1 + len(captioner.image_ids)
-    image = captioner.model.see(captioner.read(DOG)[None])
-    short, long = (captioner.encode_prompt(text) for text in ("A dog", "A dog runs through the snow"))
+    first = 1 + places(captioner)
+    image = captioner.see([captioner.read(DOG)])
+    short, long = (captioner.encode_prompt(text).ids for text in ("A dog", "A dog runs through the snow"))
     assert long[: len(short)] == short
     some, more = ([*gate_values(captioner.model, ids, image, first=first)] for ids in (short, long))
     for early, late in zip(some, more, strict=True):
@@ -200,8 +208,8 @@ def test_dropout_is_off_and_nothing_is_left_on_the_model(tools: ModuleType) -> N
 def test_the_caption_is_the_one_that_captioning_gives_and_its_pieces_make_it_up(tools: ModuleType) -> None:
     captioner = build(tools, SETTINGS["splice"], temperature=3.0)
     reading = gates_of(captioner, DOG, prompt="A dog")
-    pixels = captioner.read(DOG)
-    [[caption]] = captioner.generate([pixels], prompt="A dog", seeds=[item_seed(0, DOG)])
+    picture = captioner.read(DOG)
+    [[caption]] = captioner.generate([picture], prompt="A dog", seeds=[item_seed(0, DOG)])
     assert reading.caption == caption.text
     assert [piece.strip() for piece in reading.tokens[:2]] == ["A", "dog"]
     assert len(reading.tokens) == 2 + len(caption.tokens)
@@ -240,7 +248,7 @@ def test_an_empty_caption_has_no_gates_of_words(tools: ModuleType) -> None:
 def test_a_caption_that_fills_the_context_is_read_as_far_as_the_model_read_it(name: str, tools: ModuleType) -> None:
     captioner = build(tools, SETTINGS[name] | {"text.max_length": 24}, max_new_tokens=40)
     reading = gates_of(captioner, DOG)
-    room = 24 - 1 - len(captioner.image_ids)
+    room = 24 - 1 - places(captioner)
     assert len(captioner.caption([DOG])[0].tokens) == room + 1
     assert len(reading.tokens) == len(values_of(reading)["fusion.text"]) == room
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmt_cli.checkpoint.load import default_preprocessing, save_checkpoint
+from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inspection.summary import summarise

@@ -80,13 +80,13 @@ def test_a_single_readout_sees_no_padding_and_reads_behind_its_own_prefix() -> N
 def test_placeholders_stand_behind_the_begin_token_and_count_in_the_context() -> None:
     tokenizer = train_tokenizer(["a b c"] * 2, 300)
     a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
-    found = encode_captions([["a b c", "a"], ["c"]], tokenizer, 5, [99, 99])
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    found = encode_captions([["a b c", "a"], ["c"]], tokenizer, 5, start=[bos, 99, 99], end_id=eos)
     assert found == [[(bos, 99, 99, a, b, c), (bos, 99, 99, a, eos)], [(bos, 99, 99, c, eos)]]
 
 
 def test_placeholders_are_read_but_never_a_target() -> None:
-    inputs, targets, valid = teacher([(1, 9, 9, 5, 6, 2), (1, 9, 9, 7, 2)], torch.device("cpu"), placeholder_id=9)
+    inputs, targets, valid = teacher([(1, 9, 9, 5, 6, 2), (1, 9, 9, 7, 2)], torch.device("cpu"), start=3)
     assert inputs.tolist() == [[1, 9, 9, 5, 6], [1, 9, 9, 7, 0]]
     assert targets.tolist() == [[IGNORED, IGNORED, 5, 6, 2], [IGNORED, IGNORED, 7, 2, IGNORED]]
     assert valid.tolist() == [[True] * 5, [True] * 4 + [False]]

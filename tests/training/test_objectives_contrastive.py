@@ -133,7 +133,7 @@ def test_a_run_learns_both_and_matched_pairs_come_out_on_top(squares: Path) -> N
     assert tokenizer is not None
     texts = [f"A {colour} square." for colour in ("red", "green", "blue")]
     rows = [(tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id) for text in texts]
-    image = captioner.model.see(torch.stack([captioner.read(squares / f"{index}.png") for index in range(6)]))
+    image = captioner.see([captioner.read(squares / f"{index}.png") for index in range(6)])
     assert learner.similarity(image, rows).argmax(dim=1).tolist() == [0, 1, 2, 0, 1, 2]
     assert captioner.caption([squares / "0.png"], prompt="A")[0].text == "A red square."
 

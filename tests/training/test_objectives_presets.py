@@ -4,7 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from mmt_cli.training.loop import Trainer
 from mmt_cli.training.objectives.contrastive import CaptionContrastive
 from mmt_cli.training.objectives.masked import Masked, choose_cells, cut_cells, mask_words
 from mmt_cli.training.objectives.tokens import IGNORED, next_token_loss
-from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.options import Objective, TrainOptions
+from mmt_cli.training.origin import check_learnable
 
 ROWS = ((1, 50, 60, 70, 80, 2), (1, 51, 2), (1, 52, 62, 72, 2))
 NOISE = 2e-4  # weights are strong, and the float noise of fifty convolutions with them
@@ -32,8 +33,13 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def core(model: Any) -> MultimodalTransformer:
-    """Every preset and variant, read as it is: rows bring their placeholders."""
+    """Every preset and variant that can learn from captions, read as it is: rows bring their placeholders."""
     core: MultimodalTransformer = getattr(model, "model", model)
+    if core.config.prompt_encoder is not None:
+        for objective in get_args(Objective):
+            with pytest.raises(UsageError, match="captions have none"):
+                check_learnable(core.config, objective, "--init model")
+        pytest.skip("captions have no questions")
     return core
 
 
@@ -108,12 +114,17 @@ def test_captions_are_learned_as_one_by_one(core: MultimodalTransformer, tools: 
         target = [IGNORED if token == core.config.placeholder_id else token for token in row[1:]]
         by_hand.append(functional.cross_entropy(logits_TV, torch.tensor(target), reduction="none"))
     rows = [with_image(core, row) for row in ROWS]
-    loss = next_token_loss(core, image, rows, label_smoothing=0.0, generator=draw())
+    start = len(rows[0]) - len(ROWS[0]) + 1
+    loss = next_token_loss(core, image, rows, label_smoothing=0.0, generator=draw(), start=start)
     words = sum(len(row) - 1 for row in ROWS)
     torch.testing.assert_close(loss, torch.cat(by_hand).sum() / words, rtol=NOISE, atol=NOISE)
 
 
 def test_texts_are_compared_alike_beside_any_others(core: MultimodalTransformer, tools: ModuleType) -> None:
+    if core.config.image_width != core.config.text.block.width:
+        with pytest.raises(UsageError, match="compared in one width"):
+            check_learnable(core.config, "caption+contrastive", "--init model")
+        pytest.skip("images and texts are not of one width")
     model = tools.build_model(dataclasses.replace(core.config, contrastive_width=6))
     learner = CaptionContrastive(model, model.see, label_smoothing=0.0)
     image = model.see(tools.random_pixels(model.config, 2))

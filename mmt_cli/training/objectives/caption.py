@@ -32,7 +32,12 @@ class Caption(Objective):
             batch = batch.one_caption_each(generator)
         image_R = batch.seen[1].to(self.device)
         return next_token_loss(
-            self.model, image[image_R], batch.rows, label_smoothing=self.label_smoothing, generator=generator
+            self.model,
+            image[image_R],
+            batch.rows,
+            label_smoothing=self.label_smoothing,
+            generator=generator,
+            start=batch.start,
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmt_cli.errors import UsageError
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
@@ -51,9 +52,8 @@ class Masked(Objective):
         super().__init__(model)
         self.grid = grid
         self.label_smoothing = label_smoothing
-        # No text holds <pad>, and padding is hidden whatever its id: as a mask it cannot be mistaken for a word.
-        self.mask_id = tokenizer.pad_id
-        self.never_masked = {tokenizer.bos_id, tokenizer.eos_id, model.config.placeholder_id}
+        self.mask_id = mask_token(tokenizer)
+        self.never_masked = {tokenizer.named_id(name) for name in tokenizer.names} | {model.config.placeholder_id}
         values = cut_cells(torch.zeros(1, *pixels), grid).shape[-1]
         self.to_pixels = nn.Linear(model.config.memory_width, values)
 
@@ -69,7 +69,7 @@ class Masked(Objective):
         pixels_BCHW, image_R = batch.seen
         model = self.model
         cut = [row[: model.config.text.max_length] for row in batch.rows]
-        inputs, targets = mask_words(cut, self.mask_id, self.never_masked, generator)
+        inputs, targets = mask_words(cut, self.mask_id, self.never_masked, generator, start=batch.start)
         token_ids_RT, valid_RT = padded(inputs, self.device)
         target_RT, _ = padded(targets, self.device, fill=IGNORED)
         image = model.see(pixels_BCHW.to(self.device))[image_R.to(self.device)]
@@ -90,13 +90,37 @@ class Masked(Objective):
         return self.to_pixels(token_MD).float(), target_MP
 
 
+def mask_token(tokenizer: Tokenizer) -> int:
+    """Return the token that stands for a hidden word: the tokenizer's own, or else the one for padding.
+
+    No text holds <pad>, and padding is hidden whatever its id: as a mask it cannot be mistaken for a word.
+
+    Raises:
+        UsageError: it has neither, or pads with a token that texts begin or end with.
+    """
+    ids = {name: tokenizer.named_id(name) for name in tokenizer.names}
+    ends = {index for name, index in ids.items() if name not in ("mask_token", "pad_token")}
+    for name in ("mask_token", "pad_token"):
+        index = ids.get(name)
+        if index is not None and index not in ends:
+            return index
+    known = ", ".join(sorted(ids)) or "none"
+    raise UsageError(
+        f"no token can stand for a hidden word (--objective masked, mask_token and pad_token apart from all others are "
+        f"looked for, the tokenizer has {known}); use another objective"
+    )
+
+
 def mask_words(
-    rows: Sequence[Row], mask_id: int, never_masked: set[int | None], generator: torch.Generator
+    rows: Sequence[Row], mask_id: int, never_masked: set[int | None], generator: torch.Generator, *, start: int = 1
 ) -> tuple[list[Row], list[Row]]:
-    """Return the rows with 15 % of their words, at least one, replaced by `mask_id`; and those words, else IGNORED."""
+    """Return the rows with 15 % of their words, at least one, replaced by `mask_id`; and those words, else IGNORED.
+
+    The first `start` tokens of each row are no words.
+    """
     inputs, targets = [], []
     for row in rows:
-        words = [place for place, token in enumerate(row) if token not in never_masked]
+        words = [place for place, token in enumerate(row) if place >= start and token not in never_masked]
         count = max(1, round(WORD_SHARE * len(words)))
         masked = {words[i] for i in torch.randperm(len(words), generator=generator)[:count].tolist()}
         inputs.append(tuple(mask_id if place in masked else token for place, token in enumerate(row)))

@@ -23,8 +23,9 @@ def next_token_loss(
     *,
     label_smoothing: float,
     generator: torch.Generator,
+    start: int = 1,
 ) -> Tensor:
-    """Return the mean cross-entropy in nats of the next token: of every token, or at one place a row.
+    """Return the mean cross-entropy in nats of the next token: of every word, or at one place a row.
 
     A model that reads out at every text position learns from every word; one with a single bidirectional readout
     learns from the word behind a random prefix of each row, drawn from `generator`.
@@ -32,14 +33,15 @@ def next_token_loss(
     Args:
         model: reads the rows.
         image: one a row; None: the text stands alone.
-        rows: begin token, placeholders where the model has some, words, end token.
+        rows: what is given, words, end token.
         label_smoothing: share of probability spread over all words.
         generator: of the prefixes.
+        start: how many tokens of each row are given; they are no targets.
     """
     if not model.config.cacheable:
-        ends = [int(torch.randint(1, len(row), (), generator=generator)) for row in rows]
+        ends = [int(torch.randint(start, len(row), (), generator=generator)) for row in rows]
         rows = [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
-    token_ids_RT, target_RT, valid_RT = teacher(rows, model.text.tokens.weight.device, model.config.placeholder_id)
+    token_ids_RT, target_RT, valid_RT = teacher(rows, model.text.tokens.weight.device, start=start)
     if not model.config.cacheable:
         last_R = valid_RT.sum(dim=1, keepdim=True) - 1
         target_RT = target_RT.gather(1, last_R)
@@ -49,11 +51,12 @@ def next_token_loss(
     )
 
 
-def teacher(
-    rows: Sequence[Row], device: torch.device, placeholder_id: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs token_ids_RT, target_RT one token on (IGNORED for none, never a placeholder), and valid_RT."""
-    targets = [tuple(IGNORED if token == placeholder_id else token for token in row[1:]) for row in rows]
+def teacher(rows: Sequence[Row], device: torch.device, *, start: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs token_ids_RT, target_RT one token on (IGNORED for none), and valid_RT.
+
+    The first `start` tokens of each row are given: no target is among them.
+    """
+    targets = [(IGNORED,) * (start - 1) + row[start:] for row in rows]
     token_ids_RT, valid_RT = padded([row[:-1] for row in rows], device)
     return token_ids_RT, padded(targets, device, fill=IGNORED)[0], valid_RT
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmt_cli import Captioner
 from mmt_cli.captioning.captioner import GenerationOptions
 from mmt_cli.errors import ModelError
+from mmt_cli.inputs.preprocess import Picture
 from mmt_cli.model import attention
 from mmt_cli.model.concat import BidirectionalConcat
 from mmt_cli.model.context import Context
@@ -199,8 +200,9 @@ def test_the_preset_has_the_listings_size_and_parameters() -> None:
 
 def test_a_model_without_a_tokenizer_says_so_when_text_is_asked_for(tools: ModuleType, tmp_path: Path) -> None:
     captioner = Captioner.load(_save(tmp_path / "listing", _reference(tools, ARGUMENTS), ARGUMENTS))
+    pictures = [Picture(pixels_NCHW=x_CHW[None], rows=0, columns=0) for x_CHW in _inputs(tools, ARGUMENTS)[1]]
     with pytest.raises(ModelError, match="--tokenizer"):
-        captioner.generate(list(_inputs(tools, ARGUMENTS)[1]), options=GenerationOptions())
+        captioner.generate(pictures, options=GenerationOptions())
 
 
 @pytest.mark.parametrize(
