@@ -41,7 +41,7 @@ class CaptionWorkload:
         self.preprocessing = captioner.preprocessing.without_split()  # how many tiles there were, images would decide
         self.image = image
         self.batch_size = batch_size
-        text = (self.model.config, batch_size, options.prompt_tokens, options.seed)
+        text = (self.model.config, batch_size, options.prompt_tokens, options.seed, captioner.layout().tokens)
         self.prompts, self.questions_BP = random_text(*text), random_questions(*text)
         self.generation = GenerationOptions(max_new_tokens=options.gen_tokens)
 

@@ -44,22 +44,31 @@ class Workload(Protocol):
         """Return the time to the first token, from the file on; None where nothing is written."""
 
 
-def image_places(config: ModelConfig) -> list[int]:
-    """Return the placeholders of an image in the text that is written behind; none where it stands elsewhere."""
+def image_places(config: ModelConfig, tokens: int | None = None) -> list[int]:
+    """Return the placeholders of an image in the text that is written behind; none where it stands elsewhere.
+
+    Args:
+        config: of the model.
+        tokens: of the image; as many as one of the tower's own size has if None.
+    """
     placeholder = config.placeholder_id
-    return [] if placeholder is None or config.prompt_encoder is not None else [placeholder] * config.num_image_tokens
+    if placeholder is None or config.prompt_encoder is not None:
+        return []
+    return [placeholder] * (config.num_image_tokens if tokens is None else tokens)
 
 
-def random_text(config: ModelConfig, rows: int, length: int, seed: int) -> list[list[int]]:
+def random_text(config: ModelConfig, rows: int, length: int, seed: int, tokens: int | None = None) -> list[list[int]]:
     """Return token ids, `length` a row behind the placeholders of an image, if any; the same for the same seed."""
     draw = random.Random(seed)  # noqa: S311
-    image = image_places(config)
+    image = image_places(config, tokens)
     words = [token for token in range(config.text.vocab_size) if token not in image[:1]]
     return [[*image, *draw.choices(words, k=length)] for _ in range(rows)]
 
 
-def random_questions(config: ModelConfig, rows: int, length: int, seed: int) -> Tensor | None:
+def random_questions(
+    config: ModelConfig, rows: int, length: int, seed: int, tokens: int | None = None
+) -> Tensor | None:
     """Return prompt_ids_BP of `length` words behind an image's placeholders, if any; None without a prompt encoder."""
     if config.prompt_encoder is None:
         return None
-    return torch.tensor(random_text(config.of_prompt_encoder, rows, length, seed))
+    return torch.tensor(random_text(config.of_prompt_encoder, rows, length, seed, tokens))

@@ -4,12 +4,11 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmt_cli.checkpoint.families.own import FORMAT_VERSION
 from mmt_cli.checkpoint.files import WEIGHTS, json_bytes, write_folder
@@ -24,7 +23,6 @@ from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ModelError, shown
 from mmt_cli.inputs.preprocess import Preprocessing
 from mmt_cli.inputs.tokenizer import Tokenizer
-from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.transformer import MultimodalTransformer
 
 _MOST_NAMED = 5  # mismatches that one message spells out
@@ -37,7 +35,8 @@ def load_model(source: Source, *, device: torch.device, dtype: torch.dtype) -> M
         ModelError: tensors missing or unexpected, shapes that differ (each named with both), memory too small,
             a file that changed since its header was read.
     """
-    model = unfilled(source.config)
+    with torch.device("meta"):
+        model = MultimodalTransformer(source.config)
     state = model.own_state()
     _check_tensors(source, state)
     _check_memory(state, dtype)
@@ -50,16 +49,6 @@ def load_model(source: Source, *, device: torch.device, dtype: torch.dtype) -> M
     model.load_state_dict(loaded, assign=True, strict=False)
     model.tie()
     return model.eval().requires_grad_(False)
-
-
-def unfilled(config: ModelConfig) -> MultimodalTransformer:
-    """Return a model whose weights have shapes but no memory.
-
-    torch would draw start values even so, which takes a third of the time.
-    """
-    kept = mock.patch.object(nn.Linear, "reset_parameters"), mock.patch.object(nn.Conv2d, "reset_parameters")
-    with kept[0], kept[1], torch.device("meta"):
-        return MultimodalTransformer(config)
 
 
 def stored_dtype(source: Source) -> torch.dtype | None:
