@@ -3,10 +3,14 @@
 Freshly initialised models are nearly blind: a lost mask, norm or bias changes their logits by less than noise.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores leave each one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest

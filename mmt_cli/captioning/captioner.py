@@ -15,7 +15,7 @@ import torch
 
 from mmt_cli.captioning.inference import inference
 from mmt_cli.captioning.overrides import override
-from mmt_cli.captioning.prompts import check_room, find_prompting
+from mmt_cli.captioning.prompts import check_prompt, find_prompting
 from mmt_cli.captioning.stepper import build_stepper, pad
 from mmt_cli.checkpoint.load import load_model, stored_dtype
 from mmt_cli.checkpoint.parts import load_generation, load_preprocessing, load_tokenizer
@@ -183,7 +183,7 @@ class Captioner:
         """
         words, config = self._words, self.model.config
         found = find_prompting(self.source, config, words, self.system)(words, prompt, layout or self.layout())
-        check_room(found, config)
+        check_prompt(found, config)
         return found
 
     @property

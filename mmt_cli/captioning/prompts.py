@@ -4,7 +4,7 @@ import dataclasses
 
 from mmt_cli.checkpoint.families.own import own_prompting
 from mmt_cli.checkpoint.reference import Source
-from mmt_cli.errors import UsageError, shown
+from mmt_cli.errors import ModelError, UsageError, shown
 from mmt_cli.inputs.prompt import Chat, Prompt, Prompting
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.config import ModelConfig
@@ -30,11 +30,22 @@ def find_prompting(source: Source | None, config: ModelConfig, words: Tokenizer,
     return dataclasses.replace(found, system=system)
 
 
-def check_room(prompt: Prompt, config: ModelConfig) -> None:
-    """Raise UsageError for a prompt that leaves no room for a word in the model's context."""
-    lengths = [(len(prompt.ids), config.text.max_length)]
+def check_prompt(prompt: Prompt, config: ModelConfig) -> None:
+    """Check that a model can read a prompt.
+
+    Raises:
+        UsageError: it leaves no room for a word in the model's context.
+        ModelError: a token of it lies beyond the model's vocabulary.
+    """
+    read = [(prompt.ids, config.text)]
     if prompt.encoder_ids is not None and config.prompt_encoder is not None:
-        lengths.append((len(prompt.encoder_ids), config.prompt_encoder.text.max_length))
-    for length, limit in lengths:
-        if length > limit:
-            raise UsageError(f"the prompt is too long ({length} tokens, the model's context is {limit}); shorten it")
+        read.append((prompt.encoder_ids, config.prompt_encoder.text))
+    for ids, text in read:
+        if len(ids) > text.max_length:
+            lengths = f"{len(ids)} tokens, the model's context is {text.max_length}"
+            raise UsageError(f"the prompt is too long ({lengths}); shorten it")
+        # Where the image goes is no word, and may lie outside the vocabulary.
+        beyond = next((i for i in ids if not 0 <= i < text.vocab_size and i != config.placeholder_id), None)
+        if beyond is not None:
+            both = f"token {beyond} of the prompt, {text.vocab_size} in the model's vocabulary"
+            raise ModelError(f"tokenizer and model do not fit ({both}); use the tokenizer of this checkpoint")

@@ -16,6 +16,8 @@ from mmt_cli.model.config import ModelConfig
 TOKENIZER, PREPROCESSOR, GENERATION, CARD = "tokenizer.json", "preprocessor.json", "generation.json", "README.md"
 _PROCESSOR, _IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 _MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
+# Of the side that a tower was made for. Attention to an image takes time with the fourth power of its side.
+_MAX_STRETCH = 2
 
 
 def load_tokenizer(source: Source, override: str | None = None) -> Tokenizer | None:
@@ -39,8 +41,12 @@ def load_preprocessing(source: Source) -> Preprocessing:
     name, found = _own(source.folder) if source.family.native else _hugging_face(source)
     if found is None:
         return default_preprocessing(source.config)
+    made_for = source.config.vision.image_size
     try:
         source.config.image_shape(found.height, found.width)
+        if not source.family.native and max(found.height, found.width) > _MAX_STRETCH * made_for:
+            sides = f"{found.height} x {found.width} pixels, the tower is made for {made_for} x {made_for}"
+            raise ConfigError(f"the images are far too large ({sides}); use the preprocessor file of this checkpoint")
     except ConfigError as error:
         path = source.folder.path / name
         raise ModelError(f"preprocessing and config do not fit ({path}): {error}") from error
@@ -92,10 +98,12 @@ def load_generation(source: Source) -> GenerationOptions:
     Raises:
         ModelError: they are broken, or ask for what we cannot do.
     """
-    if not source.family.native:
-        return source.family.generation(generation_from_hf(source.generation_config, source.raw_config), source.habits)
-    data = source.folder.read_json(GENERATION)
+    name = GENERATION if source.family.native else CONFIG
     try:
+        if not source.family.native:
+            found = generation_from_hf(source.generation_config, source.raw_config)
+            return source.family.generation(found, source.habits)
+        data = source.folder.read_json(GENERATION)
         return GenerationOptions() if data is None else GenerationOptions.from_json(data)
     except UsageError as error:
-        raise ModelError(f"{source.folder.path / GENERATION}: {error}") from error
+        raise ModelError(f"{source.folder.path / name}: {error}") from error

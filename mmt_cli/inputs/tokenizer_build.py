@@ -14,7 +14,7 @@ from mmt_cli.errors import ModelError
 from mmt_cli.inputs.tokenizer_classes import CLASSES, TokenizerClass
 from mmt_cli.inputs.tokenizer_file import MAX_FILE_BYTES, checked, parse_object, parse_tokenizer, unreadable
 from mmt_cli.inputs.tokenizer_require import require
-from mmt_cli.inputs.tokenizer_rules import MAX_ADDED, check_added_token
+from mmt_cli.inputs.tokenizer_rules import MAX_ADDED, MAX_MERGES, check_added_token
 
 Read = Callable[[str], bytes | None]
 
@@ -149,6 +149,7 @@ def _vocabulary(read: Read, where: str) -> dict[str, Any] | None:
 
 def _lines(content: bytes) -> list[str]:
     require(len(content) <= MAX_FILE_BYTES, f"too large, allowed {MAX_FILE_BYTES} bytes", len(content))
+    require(content.count(b"\n") <= MAX_MERGES, f"more than {MAX_MERGES} lines", content.count(b"\n"))
     lines = re.split("\r?\n", content.decode("utf-8"))
     return lines[:-1] if lines[-1] == "" else lines
 

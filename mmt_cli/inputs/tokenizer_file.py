@@ -86,7 +86,7 @@ def parse_object(content: bytes, where: str, most_bytes: int = MAX_CONFIG_BYTES)
         require(values <= MAX_VALUES, f"more than {MAX_VALUES} values", values)
         keys = content.count(b":")
         require(keys <= MAX_KEYS, f"more than {MAX_KEYS} keys", keys)
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+        data = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
         require(isinstance(data, dict), "no JSON object", data)
     except (ValueError, RecursionError) as error:
         raise unreadable(where, error) from error

@@ -93,7 +93,7 @@ def config_from_hf(data: Mapping[str, Any], names: Collection[str]) -> ModelConf
             block=block,
             num_layers=given.whole("num_hidden_layers"),
             final_norm=False,
-            head="own" if "output.weight" in names else "tied",
+            head="own" if "output.weight" in names or not given.flag("tie_word_embeddings") else "tied",
             head_bias=True,
         ),
         fusion=ConcatConfig(),

@@ -7,7 +7,7 @@ from mmt_cli.checkpoint.families.base import Given
 from mmt_cli.checkpoint.families.chat import Defaults, subconfig
 from mmt_cli.checkpoint.families.names import llama_layers
 from mmt_cli.checkpoint.keymap import Rule, Rules
-from mmt_cli.errors import ModelError
+from mmt_cli.errors import ModelError, shown
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.config import TextConfig
 
@@ -96,8 +96,14 @@ def read_text(
             rope_theta=_rope_theta(given),
         ),
         num_layers=layers,
-        head="own" if any(name.endswith(HEAD) for name in names) else "tied",
+        head="own" if any(name.endswith(HEAD) for name in names) or _untied(config, given) else "tied",
     )
+
+
+def _untied(config: Mapping[str, Any], given: Given) -> bool:
+    """Say whether both configs deny that the head is the embedding; where it is, older files leave that to either."""
+    name = "tie_word_embeddings"
+    return config.get(name) is False and given.get(name) is False
 
 
 def text_rules(theirs: str, head: str) -> Rules:
@@ -131,6 +137,8 @@ def _check_window(given: Given, layers: int, length: int) -> None:
     if not given.flag("use_sliding_window") or given.whole("sliding_window") >= length:
         return
     types = given.get("layer_types")
+    if types is not None and not isinstance(types, list):
+        raise ModelError(f"no list of layers (text_config.layer_types {shown(types)}, {layers} layers); mend it")
     slides = given.whole("max_window_layers") < layers if types is None else "sliding_attention" in types
     if slides:
         window = given.whole("sliding_window")

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hf import PROMPTS
 from hf.build import opened
 from hf.built import Built
 from hf.images import photos
-from hf.layouts import Rewrite
+from hf.layouts import Rewrite, variants
 from hf.reference import NEW_TOKENS, Reference, reference, reference_logits
 from PIL import Image
 
@@ -22,6 +23,19 @@ MORE = (7, 11, 13, 17)  # ids that a cache reads one by one behind the prompt
 ROUNDED = ("bfloat16", "float16")  # variants that hold other weights than the model they were made of
 BEAMS = {"num_beams": 3}
 ALONE = 6  # pictures that are captioned one at a time
+
+
+# Files that differ only in how numbers or settings are stored, which every family has in common with GIT.
+_IN_COMMON = ("preprocessor-only", "processor-only", "bin-shards", "float16")
+
+
+def files(*families: str) -> list[Any]:
+    """Return (family, name of a variant) for parametrize; what families have in common is slow but for GIT."""
+    return [
+        pytest.param(family, name, marks=pytest.mark.slow if name in _IN_COMMON and family != "git" else ())
+        for family in families
+        for name in variants(family)
+    ]
 
 
 def loaded(folder: Path) -> Captioner:

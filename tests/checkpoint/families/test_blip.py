@@ -19,7 +19,7 @@ from hf import PROMPTS
 pytest.importorskip("transformers")
 import transformers
 from hf.layouts import variants
-from parity import check, check_variant, loaded, spelt_out
+from parity import check, check_variant, files, loaded, spelt_out
 
 from mmt_cli.checkpoint.families.blip import answer_config, caption_config
 from mmt_cli.checkpoint.reference import open_reference
@@ -28,7 +28,7 @@ from mmt_cli.inputs.prompt import QUESTION
 
 FAMILIES = ("blip", "blip-vqa")
 CASES = [(family, prompt) for family in FAMILIES for prompt in PROMPTS[family]]
-FILES = [(family, name) for family in FAMILIES for name in variants(family)]
+FILES = files(*FAMILIES)
 
 
 @pytest.mark.parametrize(("family", "prompt"), CASES)

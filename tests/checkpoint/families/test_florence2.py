@@ -15,13 +15,13 @@ from hf import PROMPTS
 pytest.importorskip("transformers")
 import transformers
 from hf.layouts import variants
-from parity import check, check_variant, loaded, spelt_out
+from parity import check, check_variant, files, loaded, spelt_out
 
 from mmt_cli.checkpoint.families.florence2 import config_from_hf
 
 FAMILIES = ("florence2",)
 CASES = [(family, prompt) for family in FAMILIES for prompt in PROMPTS[family]]
-FILES = [(family, name) for family in FAMILIES for name in variants(family)]
+FILES = files(*FAMILIES)
 
 
 @pytest.mark.parametrize(("family", "prompt"), CASES)

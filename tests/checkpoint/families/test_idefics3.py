@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 import transformers
 from hf.images import photos
 from hf.layouts import variants
-from parity import check, check_built, check_variant, loaded, spelt_out
+from parity import check, check_built, check_variant, files, loaded, spelt_out
 
 from mmt_cli.checkpoint.families.idefics3 import config_from_hf
 from mmt_cli.errors import ModelError
@@ -40,11 +40,11 @@ def test_idefics3_answers_as_in_transformers(built: Callable[..., Any]) -> None:
     check_built(built("idefics3"), PROMPTS["idefics3"][1], count=4)
 
 
-@pytest.mark.parametrize("name", variants("smolvlm"))
+@pytest.mark.parametrize(("family", "name"), files("smolvlm"))
 def test_files_of_others_give_the_same(
-    built: Callable[..., Any], captions: Callable[..., Any], tmp_path: Path, name: str
+    built: Callable[..., Any], captions: Callable[..., Any], tmp_path: Path, family: str, name: str
 ) -> None:
-    check_variant(built("smolvlm"), captions, name, variants("smolvlm")[name], tmp_path)
+    check_variant(built(family), captions, name, variants(family)[name], tmp_path)
 
 
 def test_pictures_of_one_batch_have_unequal_numbers_of_tiles(built: Callable[..., Any]) -> None:

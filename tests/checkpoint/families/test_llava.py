@@ -21,7 +21,7 @@ import transformers
 from hf.build import opened
 from hf.images import photos
 from hf.layouts import variants
-from parity import MOST, check, check_built, check_logits, check_variant, loaded, spelt_out
+from parity import MOST, check, check_built, check_logits, check_variant, files, loaded, spelt_out
 from safetensors.torch import load_file, save_file
 
 from mmt_cli.checkpoint.families.llava import config_from_hf
@@ -41,11 +41,11 @@ def test_it_answers_as_in_transformers(
     check(built(family), captions, prompt)
 
 
-@pytest.mark.parametrize("name", variants("llava"))
+@pytest.mark.parametrize(("family", "name"), files("llava"))
 def test_files_of_others_give_the_same(
-    built: Callable[..., Any], captions: Callable[..., Any], tmp_path: Path, name: str
+    built: Callable[..., Any], captions: Callable[..., Any], tmp_path: Path, family: str, name: str
 ) -> None:
-    check_variant(built("llava"), captions, name, variants("llava")[name], tmp_path)
+    check_variant(built(family), captions, name, variants(family)[name], tmp_path)
 
 
 def test_a_sparse_config_of_the_other_tower_gives_the_same(

@@ -17,7 +17,7 @@ from hf import PROMPTS
 pytest.importorskip("transformers")
 import transformers
 from hf.layouts import variants
-from parity import check, check_built, check_variant, loaded, spelt_out
+from parity import check, check_built, check_variant, files, loaded, spelt_out
 
 from mmt_cli.checkpoint.families.paligemma import config_from_hf
 from mmt_cli.errors import ModelError, UsageError
@@ -29,11 +29,11 @@ def test_it_answers_as_in_transformers(built: Callable[..., Any], captions: Call
     check(built("paligemma"), captions, prompt)
 
 
-@pytest.mark.parametrize("name", variants("paligemma"))
+@pytest.mark.parametrize(("family", "name"), files("paligemma"))
 def test_files_of_others_give_the_same(
-    built: Callable[..., Any], captions: Callable[..., Any], tmp_path: Path, name: str
+    built: Callable[..., Any], captions: Callable[..., Any], tmp_path: Path, family: str, name: str
 ) -> None:
-    check_variant(built("paligemma"), captions, name, variants("paligemma")[name], tmp_path)
+    check_variant(built(family), captions, name, variants(family)[name], tmp_path)
 
 
 def test_settings_hold_and_siglips_pooling_is_left_out(built: Callable[..., Any]) -> None:

@@ -21,14 +21,14 @@ import torch
 import transformers
 from hf.images import photos
 from hf.layouts import variants
-from parity import check, check_logits, check_variant, loaded, spelt_out
+from parity import check, check_logits, check_variant, files, loaded, spelt_out
 
 from mmt_cli.checkpoint.families.vision_encoder_decoder import config_from_hf
 from mmt_cli.errors import ModelError
 
 FAMILIES = ("vit-gpt2", "trocr", "trocr-vit")
 CASES = [(family, prompt) for family in FAMILIES for prompt in PROMPTS[family]]
-FILES = [(family, name) for family in FAMILIES for name in variants(family)]
+FILES = files(*FAMILIES)
 
 
 @pytest.mark.parametrize(("family", "prompt"), CASES)
