@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from mmt_cli.checkpoint.keymap import Origin
 from mmt_cli.checkpoint.parts import CARD
 from mmt_cli.checkpoint.reference import Source
 from mmt_cli.checkpoint.tensors import PickledFiles, SafetensorsFiles
-from mmt_cli.errors import ModelError, shown
 from mmt_cli.inputs.preprocess import Preprocessing
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -152,13 +150,9 @@ def save_hf(
 def _read(source: Source, names: list[str]) -> dict[str, Tensor]:
     """Return copies of tensors of the source, as they are stored."""
     infos = {name: source.infos[name] for name in names}
-    try:
-        files = SafetensorsFiles(infos) if source.pickled is None else PickledFiles(source.pickled)
-        with files as tensors:
-            return {name: tensors.mapped(name).clone(memory_format=torch.contiguous_format) for name in names}
-    except (OSError, SafetensorError) as error:
-        reason = shown(str(error))
-        raise ModelError(f"the weights cannot be read ({source.folder.path}, {reason}); try again") from error
+    files = SafetensorsFiles(infos) if source.pickled is None else PickledFiles(source.pickled)
+    with files as tensors:
+        return {name: tensors.mapped(name).clone(memory_format=torch.contiguous_format) for name in names}
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

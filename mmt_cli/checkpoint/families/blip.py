@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmt_cli.checkpoint.families.base import Family, Given, special_id
 from mmt_cli.checkpoint.families.names import WB, affine, bert_layers
+from mmt_cli.checkpoint.families.towers import bert_block, vit_tower
 from mmt_cli.checkpoint.keymap import Rule, Rules
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.inputs.prompt import Continuation, Question
-from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.config import ModelConfig, PromptEncoderConfig, TextConfig
 from mmt_cli.model.fusion_config import CrossConfig
-from mmt_cli.model.image_config import PatchTowerConfig
 
 if TYPE_CHECKING:
     from mmt_cli.inputs.tokenizer import Tokenizer
@@ -84,33 +83,9 @@ def caption_config(data: Mapping[str, Any], names: Collection[str]) -> ModelConf
     """Return the captioning model that a `config.json` of type `blip` describes."""
     given = Given(data, {})
     vision, text = given.part("vision_config", _VISION), given.part("text_config", _TEXT)
-    tower = BlockConfig(
-        width=vision.whole("hidden_size"),
-        num_heads=vision.whole("num_attention_heads"),
-        mlp_width=vision.whole("intermediate_size"),
-        norm_eps=vision.real("layer_norm_eps"),
-        activation=vision.activation("hidden_act"),
-    )
-    block = BlockConfig(
-        width=text.whole("hidden_size"),
-        num_heads=text.whole("num_attention_heads"),
-        mlp_width=text.whole("intermediate_size"),
-        norm="post",
-        norm_eps=text.real("layer_norm_eps"),
-        activation=text.activation("hidden_act"),
-    )
+    block = bert_block(text, norm="post")
     return ModelConfig(
-        vision=PatchTowerConfig(
-            image_size=vision.side("image_size"),
-            patch_size=vision.side("patch_size"),
-            channels=vision.whole("num_channels"),
-            embedding="convolution",
-            cuts_patches=True,
-            class_token=True,
-            final_norm=True,
-            block=tower,
-            num_layers=vision.whole("num_hidden_layers"),
-        ),
+        vision=vit_tower(vision, bert_block(vision), class_token=True, final_norm=True),
         text=TextConfig(
             vocab_size=text.whole("vocab_size"),
             max_length=text.whole("max_position_embeddings"),

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmt_cli.checkpoint.families.base import Family, Given, special_id
 from mmt_cli.checkpoint.families.names import WB, affine, bert_layers, clip_tower
+from mmt_cli.checkpoint.families.towers import CLIP, bert_block, clip_tower_config
 from mmt_cli.checkpoint.keymap import Rule, Rules
 from mmt_cli.inputs.prompt import Continuation
-from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.config import ModelConfig, TextConfig
 from mmt_cli.model.fusion_config import ConcatConfig
-from mmt_cli.model.image_config import PatchTowerConfig, ProjectionConfig
+from mmt_cli.model.image_config import ProjectionConfig
 
 if TYPE_CHECKING:
     from mmt_cli.inputs.tokenizer import Tokenizer
@@ -26,17 +26,7 @@ _TEXT = {
     "layer_norm_eps": 1e-12,
     "tie_word_embeddings": False,
 }
-_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3_072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 16,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
+_VISION = CLIP | {"patch_size": 16}
 
 RULES: Rules = (
     *clip_tower("git.image_encoder.vision_model."),
@@ -56,36 +46,10 @@ def config_from_hf(data: Mapping[str, Any], names: Collection[str]) -> ModelConf
     """Return the model that a `config.json` of type `git` describes."""
     given = Given(data, _TEXT)
     vision = given.part("vision_config", _VISION)
-    tower = BlockConfig(
-        width=vision.whole("hidden_size"),
-        num_heads=vision.whole("num_attention_heads"),
-        mlp_width=vision.whole("intermediate_size"),
-        norm_eps=vision.real("layer_norm_eps"),
-        activation=vision.activation("hidden_act"),
-    )
-    block = BlockConfig(
-        width=given.whole("hidden_size"),
-        num_heads=given.whole("num_attention_heads"),
-        mlp_width=given.whole("intermediate_size"),
-        norm="post",
-        norm_eps=given.real("layer_norm_eps"),
-        activation=given.activation("hidden_act"),
-    )
+    block = bert_block(given, norm="post")
     return ModelConfig(
-        vision=PatchTowerConfig(
-            image_size=vision.side("image_size"),
-            patch_size=vision.side("patch_size"),
-            channels=vision.whole("num_channels"),
-            embedding="convolution",
-            patch_bias=False,
-            cuts_patches=True,
-            class_token=True,
-            embedding_norm=True,
-            final_norm=True,
-            block=tower,
-            num_layers=vision.whole("num_hidden_layers"),
-        ),
-        connector=ProjectionConfig(width=block.width, output_norm=True, norm_eps=tower.norm_eps),
+        vision=clip_tower_config(vision, final_norm=True),
+        connector=ProjectionConfig(width=block.width, output_norm=True, norm_eps=vision.real("layer_norm_eps")),
         text=TextConfig(
             vocab_size=given.whole("vocab_size"),
             max_length=given.whole("max_position_embeddings"),

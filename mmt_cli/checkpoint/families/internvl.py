@@ -1,14 +1,13 @@
 """InternVL (Chen et al. 2024, Zhu et al. 2025) in transformers' layout: a ViT over tiles, pixel shuffle, a Qwen2."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmt_cli.checkpoint.families.base import Family, Given
 from mmt_cli.checkpoint.families.chat import Defaults, feature_layers, first_layers, image_token, subconfig
 from mmt_cli.checkpoint.families.names import affine
 from mmt_cli.checkpoint.families.texts import QWEN2, read_text, text_rules
-from mmt_cli.checkpoint.families.towers import tower_block
+from mmt_cli.checkpoint.families.towers import bert_block, vit_tower
 from mmt_cli.checkpoint.keymap import Layouts, Rule, Rules
 from mmt_cli.errors import ModelError
 from mmt_cli.inputs.prompt import Chat
@@ -79,22 +78,11 @@ def _tower(data: Mapping[str, Any], given: Given) -> PatchTowerConfig:
     vision.only("norm_type", "layer_norm")
     vision.only("use_absolute_position_embeddings", True)
     vision.only("use_mean_pooling", True)
-    block = replace(
-        tower_block(vision),
-        qkv_bias=vision.flag("attention_bias"),
-        layer_scale=vision.real("layer_scale_init_value"),
+    block = bert_block(
+        vision, qkv_bias=vision.flag("attention_bias"), layer_scale=vision.real("layer_scale_init_value")
     )
-    return PatchTowerConfig(
-        image_size=vision.side("image_size"),
-        patch_size=vision.side("patch_size"),
-        channels=vision.whole("num_channels"),
-        embedding="convolution",
-        cuts_patches=True,
-        class_token=True,
-        leaves_class_token=False,
-        block=block,
-        num_layers=feature_layers(given, vision.whole("num_hidden_layers")),
-    )
+    layers = feature_layers(given, vision.whole("num_hidden_layers"))
+    return vit_tower(vision, block, layers, class_token=True, leaves_class_token=False)
 
 
 def _factor(ratio: float) -> int:

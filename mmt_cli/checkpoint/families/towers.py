@@ -1,4 +1,4 @@
-"""The vision towers of chat models: CLIP's and SigLIP's."""
+"""Vision towers and blocks that several families share, with the defaults of CLIP and SigLIP."""
 
 from typing import Any
 
@@ -24,43 +24,60 @@ SIGLIP: dict[str, Any] = CLIP | {
 }
 
 
-def tower_block(given: Given) -> BlockConfig:
-    """Return the block that a `vision_config` of these towers describes."""
+def bert_block(given: Given, **settings: Any) -> BlockConfig:
+    """Return the block that a config with BERT's names describes, which ViT, CLIP and SigLIP have taken over.
+
+    Args:
+        given: the config's values.
+        **settings: of the block, where the config does not say them.
+    """
     return BlockConfig(
         width=given.whole("hidden_size"),
         num_heads=given.whole("num_attention_heads"),
         mlp_width=given.whole("intermediate_size"),
         norm_eps=given.real("layer_norm_eps"),
         activation=given.activation("hidden_act"),
+        **settings,
+    )
+
+
+def vit_tower(given: Given, block: BlockConfig, num_layers: int | None = None, **settings: Any) -> PatchTowerConfig:
+    """Return the tower that a `vision_config` describes.
+
+    Args:
+        given: the config's values.
+        block: of its layers.
+        num_layers: how many of them; as many as the config says if None.
+        **settings: of the tower, where the config does not say them.
+    """
+    return PatchTowerConfig(
+        image_size=given.side("image_size"),
+        patch_size=given.side("patch_size"),
+        channels=given.whole("num_channels"),
+        embedding="convolution",
+        cuts_patches=True,
+        block=block,
+        num_layers=given.whole("num_hidden_layers") if num_layers is None else num_layers,
+        **settings,
     )
 
 
 def siglip_tower(given: Given, *, num_layers: int, final_norm: bool) -> PatchTowerConfig:
     """Return SigLIP's tower, cut off after `num_layers`."""
-    return PatchTowerConfig(
-        image_size=given.side("image_size"),
-        patch_size=given.side("patch_size"),
-        channels=given.whole("num_channels"),
-        embedding="convolution",
-        cuts_patches=True,
-        final_norm=final_norm,
-        block=tower_block(given),
-        num_layers=num_layers,
-    )
+    return vit_tower(given, bert_block(given), num_layers, final_norm=final_norm)
 
 
-def clip_tower_config(given: Given, *, num_layers: int, leaves_class_token: bool) -> PatchTowerConfig:
-    """Return CLIP's tower, cut off after `num_layers` and so without its last norm."""
-    return PatchTowerConfig(
-        image_size=given.side("image_size"),
-        patch_size=given.side("patch_size"),
-        channels=given.whole("num_channels"),
-        embedding="convolution",
+def clip_tower_config(
+    given: Given, *, num_layers: int | None = None, leaves_class_token: bool = True, final_norm: bool = False
+) -> PatchTowerConfig:
+    """Return CLIP's tower, whole or cut off after `num_layers`."""
+    return vit_tower(
+        given,
+        bert_block(given),
+        num_layers,
         patch_bias=False,
-        cuts_patches=True,
         class_token=True,
         leaves_class_token=leaves_class_token,
         embedding_norm=True,
-        block=tower_block(given),
-        num_layers=num_layers,
+        final_norm=final_norm,
     )

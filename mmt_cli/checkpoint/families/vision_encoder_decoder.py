@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmt_cli.checkpoint.families.bart import bart_block, bart_layers
 from mmt_cli.checkpoint.families.base import ANY, Family, Given, start_id
 from mmt_cli.checkpoint.families.names import WB, affine
+from mmt_cli.checkpoint.families.towers import bert_block, vit_tower
 from mmt_cli.checkpoint.keymap import Rule, Rules
 from mmt_cli.errors import ModelError, shown
 from mmt_cli.inputs.prompt import Continuation
@@ -118,25 +119,8 @@ _TROCR_RULES: Rules = (
 def _encoder(encoder: Given) -> PatchTowerConfig:
     encoder.only("model_type", "vit", "deit")
     deit = encoder.get("model_type") == "deit"
-    return PatchTowerConfig(
-        image_size=encoder.side("image_size"),
-        patch_size=encoder.side("patch_size"),
-        channels=encoder.whole("num_channels"),
-        embedding="convolution",
-        cuts_patches=True,
-        class_token=True,
-        distillation_token=deit,
-        final_norm=True,
-        block=BlockConfig(
-            width=encoder.whole("hidden_size"),
-            num_heads=encoder.whole("num_attention_heads"),
-            mlp_width=encoder.whole("intermediate_size"),
-            norm_eps=encoder.real("layer_norm_eps"),
-            activation=encoder.activation("hidden_act"),
-            qkv_bias=encoder.flag("qkv_bias"),
-        ),
-        num_layers=encoder.whole("num_hidden_layers"),
-    )
+    block = bert_block(encoder, qkv_bias=encoder.flag("qkv_bias"))
+    return vit_tower(encoder, block, class_token=True, distillation_token=deit, final_norm=True)
 
 
 def _gpt2(decoder: Given, names: Collection[str]) -> TextConfig:
