@@ -8,29 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmt_cli.errors import ModelError, shown
+from mmt_cli.errors import shown
 
 WEIGHTS = "model.safetensors"
 MAX_JSON_BYTES = 1024 * 1024
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        ModelError: no such regular file, over 1 MiB, not UTF-8, not strict JSON, not an object.
-    """
-    try:
-        if not path.is_file():
-            raise ModelError(f"a file is missing ({path}, found no regular file); give a checkpoint folder")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"a file is too large ({path}, allowed {MAX_JSON_BYTES} bytes); use another")
-        data = strict_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"a file cannot be read ({path}, {str(error)[:120]}); mend or replace it") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"a file holds no JSON object ({path}, found {type(data).__name__}); mend or replace it")
-    return data
 
 
 def strict_json(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rename rules: how the tensor names of a checkpoint become ours, and back.
+"""Rename rules: how the tensor names of a checkpoint become ours.
 
 A table of rules, each a pair of templates. `{i}`, `{j}` stand for numbers, `{weight|bias}` for one of its alternatives,
 `{*}` for anything. What stands on both sides is carried over. Alternatives that stand only on their side are the parts
@@ -37,12 +37,6 @@ class Rule:
         return _expression(self.theirs)
 
     @cached_property
-    def ours_pattern(self) -> re.Pattern[str]:
-        """The expression that our names match."""
-        assert self.ours is not None
-        return _expression(self.ours)
-
-    @cached_property
     def parts(self) -> tuple[str, tuple[str, ...]] | None:
         """The slot whose alternatives are parts of one tensor of ours, and these; None where there is none."""
         if self.ours is None:
@@ -51,18 +45,6 @@ class Rule:
         assert len(alone) <= 1, f"two slots without a place: {self.theirs}"
         assert all("|" in slot for slot in alone), f"a slot without a place: {self.theirs}"
         return (alone[0], tuple(alone[0].split("|"))) if alone else None
-
-    def origins(self, name: str) -> "Origin | None":
-        """Return where our tensor `name` comes from by this rule; None where the rule does not make it."""
-        match = None if self.ours is None else self.ours_pattern.fullmatch(name)
-        if match is None:
-            return None
-        values = _values(_SLOT.findall(self.ours or ""), match)
-        if self.parts is None:
-            return Origin((_filled(self.theirs, values),), self.transposed)
-        slot, parts = self.parts
-        names = tuple(_filled(self.theirs, {**values, slot: part}) for part in parts)
-        return Origin(names, self.transposed)
 
 
 Rules = Sequence[Rule]
@@ -105,16 +87,6 @@ def map_names(names: Iterable[str], rules: Rules, layouts: Layouts = ()) -> dict
             both = f"{shown(before[0])} and {shown(name)}, both {shown(ours)}"
             raise ModelError(f"two tensors have one place ({both}); remove one")
     return {ours: _joined(parts) for ours, parts in found.items()}
-
-
-def unmapped(names: Iterable[str], rules: Rules) -> dict[str, Origin]:
-    """Return {our name: the names under which a checkpoint of the family keeps it}: `map_names` the other way round."""
-    origins: dict[str, Origin] = {}
-    for name in names:
-        origin = next((o for rule in rules if (o := rule.origins(name))), None)
-        assert origin is not None, f"no rule makes {name}"
-        origins[name] = origin
-    return origins
 
 
 def _canonical(name: str, layouts: Layouts) -> str:

@@ -134,19 +134,6 @@ class HuggingFaceFolder:
         return {name: json_bytes(data) for name, data in told.items() if name in self.files}
 
 
-def save_hf(
-    folder: Path,
-    model: MultimodalTransformer,
-    *,
-    source: Source,
-    preprocessing: Preprocessing,
-    card: str,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a model as the Hugging Face folder that it came from; see `HuggingFaceFolder.save`."""
-    HuggingFaceFolder(source).save(folder, model, preprocessing=preprocessing, card=card, dtype=dtype)
-
-
 def _read(source: Source, names: list[str]) -> dict[str, Tensor]:
     """Return copies of tensors of the source, as they are stored."""
     infos = {name: source.infos[name] for name in names}

@@ -29,11 +29,6 @@ class Layout:
     columns: int = 0
     tiles: int = 1
 
-    @property
-    def whole_last(self) -> bool:
-        """Whether the whole image comes behind its tiles."""
-        return self.tiles > self.rows * self.columns
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:

@@ -1,8 +1,10 @@
 """Hugging Face folders that are broken or hostile: one line, exit 5, nothing run, nothing opened outside."""
 
+import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmt_cli.checkpoint.families.git import RULES, config_from_hf
-from mmt_cli.checkpoint.keymap import unmapped
+from mmt_cli.checkpoint.keymap import Origin, map_names
 from mmt_cli.cli.app import main
 from mmt_cli.model.transformer import MultimodalTransformer
 
@@ -54,6 +56,16 @@ _TOKENIZER: dict[str, Any] = {
 Breaks = Callable[[Path], object]
 
 
+def _origins(state: dict[str, Tensor]) -> dict[str, Origin]:
+    """Return where GIT's files keep each tensor of a model of one layer."""
+    names = []
+    for rule in RULES:
+        pieces = re.split(r"\{([^}]*)\}", rule.theirs.replace("{i}", "0"))
+        choices = [piece.split("|") if i % 2 else [piece] for i, piece in enumerate(pieces)]
+        names += ["".join(chosen) for chosen in itertools.product(*choices)]
+    return {ours: origin for ours, origin in map_names(names, RULES).items() if ours in state}
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a GIT folder with which nothing is wrong."""
@@ -61,7 +73,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     state = MultimodalTransformer(config_from_hf(_CONFIG, ["output.weight"])).own_state()
     tensors: dict[str, Tensor] = {}
-    for name, origin in unmapped(state, RULES).items():
+    for name, origin in _origins(state).items():
         tensor = 0.3 * torch.randn(state[name].shape)
         tensors |= dict(zip(origin.names, tensor.chunk(len(origin.names)), strict=True))
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / WEIGHTS)
@@ -206,7 +218,7 @@ def _giant(folder: Path) -> None:
     with torch.device("meta"):
         state = MultimodalTransformer(config_from_hf(config, ["output.weight"])).own_state()
     header, end = {}, 0
-    for name, origin in unmapped(state, RULES).items():
+    for name, origin in _origins(state).items():
         for theirs in origin.names:
             shape = list(state[name].shape)
             shape[0] //= len(origin.names)

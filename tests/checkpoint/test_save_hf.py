@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmt_cli.captioning.captioner import Captioner
-from mmt_cli.checkpoint.save_hf import save_hf
+from mmt_cli.checkpoint.save_hf import HuggingFaceFolder
 from mmt_cli.errors import ModelError
 
 sys.path.insert(0, str(Path(__file__).parent / "families"))
@@ -48,7 +48,7 @@ def save(folder: Path, out: Path, captioner: Captioner | None = None, **changes:
     captioner = captioner or Captioner.load(folder, device="cpu")
     assert captioner.source is not None
     options = {"preprocessing": captioner.preprocessing, "card": "# A card\n", **changes}
-    save_hf(out, captioner.model, source=captioner.source, **options)
+    HuggingFaceFolder(captioner.source).save(out, captioner.model, **options)
     return out
 
 

@@ -26,11 +26,6 @@ _MODULES = {
 }
 
 
-def known_types() -> list[str]:
-    """Return every `model_type` that can be read."""
-    return list(_MODULES)
-
-
 def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family that a `config.json` belongs to.
 
