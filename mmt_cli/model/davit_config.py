@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 from mmt_cli.errors import ConfigError
 from mmt_cli.model.block_config import Activation
 from mmt_cli.model.schema import Config, bounded
+from mmt_cli.model.tower_config import TowerBaseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaViTConfig(Config):
+class DaViTConfig(TowerBaseConfig):
     """Stages of a shrinking map, whose blocks attend within windows, then from channel to channel (Ding et al. 2022).
 
     Each tuple holds one value a stage. The defaults are Florence-2-base's.
@@ -62,20 +63,6 @@ class DaViTConfig(Config):
     def mlp_widths(self) -> tuple[int, ...]:
         """Inner width of the MLPs of each stage."""
         return tuple(int(width * self.mlp_ratio) for width in self.widths)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the last map of an image of `image_size`."""
-        return self.grid_of(self.image_size, self.image_size)
-
-    @property
-    def num_tokens(self) -> int:
-        """Image tokens of an image of `image_size`."""
-        return self.tokens_of(self.grid)
-
-    def tokens_of(self, grid: tuple[int, int]) -> int:
-        """Return the image tokens: the cells of the last map."""
-        return grid[0] * grid[1]
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the last map of an image of these sides in pixels.

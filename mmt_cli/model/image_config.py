@@ -7,17 +7,17 @@ from typing import ClassVar, Literal
 from mmt_cli.errors import ConfigError
 from mmt_cli.model.block_config import Activation, BlockConfig
 from mmt_cli.model.schema import Config, bounded
+from mmt_cli.model.tower_config import TowerBaseConfig
 
 GridPositions = Literal["none", "learned", "learned_2d", "sincos_2d"]
 Reduction = Literal["none", "pixel_shuffle", "average"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchTowerConfig(Config):
+class PatchTowerConfig(TowerBaseConfig):
     """Image cut into square patches, each mapped to a token, positions, `num_layers` blocks (ViT)."""
 
     kind: Literal["patches"] = "patches"
-    image_size: int = bounded(1, 8_192, 224)
     patch_size: int = bounded(1, 8_192, 16)
     channels: int = bounded(1, 64, 3)
     embedding: Literal["linear", "convolution"] = "linear"
@@ -58,16 +58,6 @@ class PatchTowerConfig(Config):
     def width(self) -> int:
         """Width of one image token."""
         return self.block.width
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches of an image of `image_size`."""
-        return self.grid_of(self.image_size, self.image_size)
-
-    @property
-    def num_tokens(self) -> int:
-        """Image tokens of an image of `image_size`."""
-        return self.tokens_of(self.grid)
 
     def tokens_of(self, grid: tuple[int, int]) -> int:
         """Return the image tokens: the patches, less those merged, and the class token where there is one."""
@@ -110,7 +100,7 @@ class PatchTowerConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvTowerConfig(Config):
+class ConvTowerConfig(TowerBaseConfig):
     """EfficientNet-Lite0 without its classifier; the last feature map's cells are the image tokens."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
@@ -120,20 +110,6 @@ class ConvTowerConfig(Config):
     keeps_grid: ClassVar[bool] = True
     channels: ClassVar[int] = 3
     width: ClassVar[int] = 1_280
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the feature map of an image of `image_size`."""
-        return self.grid_of(self.image_size, self.image_size)
-
-    @property
-    def num_tokens(self) -> int:
-        """Image tokens of an image of `image_size`."""
-        return self.tokens_of(self.grid)
-
-    def tokens_of(self, grid: tuple[int, int]) -> int:
-        """Return the image tokens: the cells of the feature map."""
-        return grid[0] * grid[1]
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the feature map, whose sides are a 32nd of the image's, rounded up.
