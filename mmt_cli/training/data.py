@@ -16,6 +16,7 @@ from typing import BinaryIO, TypeVar
 
 from mmt_cli.captioning.sources import natural_key
 from mmt_cli.errors import DataError
+from mmt_cli.inputs.archive import tar_members
 from mmt_cli.inputs.image import IMAGE_SUFFIXES
 from mmt_cli.training.records import (
     is_url,
@@ -33,8 +34,6 @@ TEXT_SUFFIXES = (".txt", ".txt.gz")  # of sentences without images
 T = TypeVar("T")
 
 _BRACES = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
-_TAR_BLOCK = 512
-
 _Parts = dict[str, tarfile.TarInfo]  # members of a tar with one key: "image", ".json", ".txt"
 
 
@@ -196,21 +195,11 @@ def _read_tar(path: Path) -> Iterator[Example | DataError]:
 
 
 def _tar_members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
-    size = os.fstat(file.fileno()).st_size
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
-                    raise tarfile.ReadError(f"{member.size} bytes at {member.offset_data} of {size}")
-                yield member
-            # tarfile takes a broken header, or the end of the file, for the end of the archive; that is a zero block.
-            file.seek(archive.offset)
-            if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
-                raise tarfile.ReadError(f"no end mark at {archive.offset} of {size} bytes")
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-        reason = printable(str(error) or type(error).__name__)
+        yield from tar_members(file)
+    except tarfile.ReadError as error:
         raise DataError(
-            f"{printable(path)} is not a whole uncompressed tar ({reason}); copy or make it again"
+            f"{printable(path)} is not a whole uncompressed tar ({printable(str(error))}); copy or make it again"
         ) from None
 
 
