@@ -25,7 +25,7 @@ from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.device import resolve_device, resolve_dtype
 from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inputs.image import MAX_PIXELS, read_image
-from mmt_cli.inputs.preprocess import Picture, Preprocessing, to_picture
+from mmt_cli.inputs.preprocess import Picture, Preprocessing, normalise, to_picture
 from mmt_cli.inputs.prompt import Layout, Prompt
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.context import Images, ImageTokens
@@ -156,13 +156,30 @@ class Captioner:
         Raises:
             ImageError: the image is missing, broken, of an unknown kind or larger than `max_pixels`.
         """
+        return self.prepare(self.open(image, max_pixels=max_pixels))
+
+    def open(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+        """Return the image as a person sees it: upright, opaque, RGB; no smaller than the model wants it.
+
+        Raises:
+            ImageError: the image is missing, broken, of an unknown kind or larger than `max_pixels`.
+        """
         size = (self.preprocessing.height, self.preprocessing.width) if self.preprocessing.draft else None
-        return to_picture(read_image(image, max_pixels=max_pixels, draft_size=size), self.preprocessing)
+        return read_image(image, max_pixels=max_pixels, draft_size=size)
+
+    def prepare(self, image: PIL.Image.Image) -> Picture:
+        """Return what the model reads of an image that `open` has opened.
+
+        Raises:
+            ImageError: it is so long and thin that resizing it would take more memory than is sane.
+        """
+        return to_picture(image, self.preprocessing)
 
     def see(self, pictures: Sequence[Picture]) -> ImageTokens:
         """Return what the model sees of a batch that `read` has read."""
-        tiles_NCHW = torch.cat([picture.pixels_NCHW for picture in pictures]).to(self.device, self.dtype)
-        counts = tuple(len(picture.pixels_NCHW) for picture in pictures)
+        samples_NHWC = torch.cat([picture.samples_NHWC for picture in pictures]).to(self.device)
+        tiles_NCHW = normalise(samples_NHWC, self.preprocessing).to(self.dtype)
+        counts = tuple(map(len, pictures))
         whole = self.preprocessing.tiling is None
         with inference(self.model):
             return self.model.see(tiles_NCHW if whole else Images(tiles_NCHW=tiles_NCHW, count_B=counts))
@@ -172,7 +189,7 @@ class Captioner:
         tokens = self.model.config.image_shape(self.preprocessing.height, self.preprocessing.width)[1]
         if picture is None:
             return Layout(tokens=tokens)
-        return Layout(tokens=tokens, rows=picture.rows, columns=picture.columns, tiles=len(picture.pixels_NCHW))
+        return Layout(tokens=tokens, rows=picture.rows, columns=picture.columns, tiles=len(picture))
 
     def encode_prompt(self, prompt: str | None, layout: Layout | None = None) -> Prompt:
         """Return what the model reads before it writes.

@@ -22,6 +22,7 @@ _MAX_LEVEL = 1000
 _MIN_SCALE = 1e-6  # a smaller standard deviation makes pixels infinite in float32
 _CHANNELS = 3
 _MAX_VALUE = 255  # of an 8-bit sample
+_SCALED_AT_ONCE = 8  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +125,36 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture as the model reads it.
+    """One picture as the model reads it, but for the scaling of its samples.
 
-    `pixels_NCHW` is float32: where the picture is split, its `rows` x `columns` tiles, row by row, and then the whole
-    of it; where it is not, rows and columns are 0 and the whole is all there is.
+    Samples take a quarter of the memory of pixels, and pictures wait in line for the model; they are scaled where the
+    model is, all of a batch at once.
+
+    Attributes:
+        samples_NHWC: uint8; where the picture is split, its `rows` x `columns` tiles, row by row, and then the whole of
+            it; where it is not, rows and columns are 0 and the whole is all there is.
+        rows: of tiles.
+        columns: of tiles.
+        how: what made it.
     """
 
-    pixels_NCHW: Tensor
+    samples_NHWC: Tensor
     rows: int
     columns: int
+    how: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.samples_NHWC)
+
+    @property
+    def pixels_NCHW(self) -> Tensor:  # noqa: N802 — the suffix is its shape
+        """float32: what the model reads."""
+        return normalise(self.samples_NHWC, self.how)
 
     @property
     def thumbnail(self) -> bool:
         """Whether the last image is the whole picture behind its tiles."""
-        return 0 < self.rows * self.columns < len(self.pixels_NCHW)
+        return 0 < self.rows * self.columns < len(self)
 
 
 def to_picture(image: Image.Image, preprocessing: Preprocessing) -> Picture:
@@ -156,8 +173,29 @@ def to_picture(image: Image.Image, preprocessing: Preprocessing) -> Picture:
         images, rows, columns = cut(
             image, how.tiling, how.height, how.width, lambda part, height, width: _resize(part, height, width, how)
         )
-    pixels_NCHW = torch.stack([_normalise(part, how) for part in images])
-    return Picture(pixels_NCHW=pixels_NCHW, rows=rows, columns=columns)
+    # Bytes alone: torch would start a pool of threads of its own in each thread that decodes.
+    samples = torch.frombuffer(bytearray().join(part.tobytes() for part in images), dtype=torch.uint8)
+    samples_NHWC = samples.view(len(images), how.height, how.width, _CHANNELS)
+    return Picture(samples_NHWC=samples_NHWC, rows=rows, columns=columns, how=how)
+
+
+def normalise(samples_NHWC: Tensor, how: Preprocessing) -> Tensor:
+    """Return pixels_NCHW, float32, for 8-bit samples, on their device.
+
+    The scaling is done in float64 and all that follows in float32, as in transformers.
+    """
+    device = samples_NHWC.device
+    double = torch.float32 if device.type == "mps" else torch.float64  # which has no float64
+    mean_C11 = torch.tensor(how.mean, dtype=torch.float32, device=device).view(_CHANNELS, 1, 1)
+    std_C11 = torch.tensor(how.std, dtype=torch.float32, device=device).view(_CHANNELS, 1, 1)
+    count, height, width, channels = samples_NHWC.shape
+    pixels_NCHW = torch.empty((count, channels, height, width), device=device)
+    # A few at a time: in float64 the tiles of one picture can take half a gigabyte.
+    for some in range(0, count, _SCALED_AT_ONCE):
+        part_NHWC = samples_NHWC[some : some + _SCALED_AT_ONCE]
+        scaled_NCHW = part_NHWC.permute(0, 3, 1, 2).to(double, memory_format=torch.contiguous_format).mul_(how.rescale)
+        pixels_NCHW[some : some + _SCALED_AT_ONCE].copy_(scaled_NCHW).sub_(mean_C11).div_(std_C11)
+    return pixels_NCHW
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
@@ -210,16 +248,6 @@ def _check_size(image: Image.Image, height: int, width: int) -> None:
     if width * max(height, image.height) > MAX_PIXELS:
         what = f"an image of {image.width} x {image.height} pixels would be resized to {width} x {height}"
         raise ImageError("too_large", f"{what}, by way of more than {MAX_PIXELS} pixels; cut it to a usual shape")
-
-
-def _normalise(image: Image.Image, how: Preprocessing) -> Tensor:
-    """Return pixels_CHW. The scaling is done in float64 and all that follows in float32, as in transformers."""
-    samples_HWC = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    samples_CHW = samples_HWC.view(image.height, image.width, _CHANNELS).permute(2, 0, 1)
-    scaled_CHW = samples_CHW.to(torch.float64, memory_format=torch.contiguous_format).mul_(how.rescale)
-    mean_C11 = torch.tensor(how.mean, dtype=torch.float32).view(_CHANNELS, 1, 1)
-    std_C11 = torch.tensor(how.std, dtype=torch.float32).view(_CHANNELS, 1, 1)
-    return scaled_CHW.to(torch.float32).sub_(mean_C11).div_(std_C11)
 
 
 def _is_in_range(value: object) -> bool:

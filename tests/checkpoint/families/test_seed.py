@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmt_cli import Captioner
 from mmt_cli.captioning.captioner import GenerationOptions
 from mmt_cli.errors import ModelError
-from mmt_cli.inputs.preprocess import Picture
 from mmt_cli.model import attention
 from mmt_cli.model.concat import BidirectionalConcat
 from mmt_cli.model.context import Context
@@ -200,7 +200,7 @@ def test_the_preset_has_the_listings_size_and_parameters() -> None:
 
 def test_a_model_without_a_tokenizer_says_so_when_text_is_asked_for(tools: ModuleType, tmp_path: Path) -> None:
     captioner = Captioner.load(_save(tmp_path / "listing", _reference(tools, ARGUMENTS), ARGUMENTS))
-    pictures = [Picture(pixels_NCHW=x_CHW[None], rows=0, columns=0) for x_CHW in _inputs(tools, ARGUMENTS)[1]]
+    pictures = [captioner.read(Image.new("RGB", (30, 30)))]
     with pytest.raises(ModelError, match="--tokenizer"):
         captioner.generate(pictures, options=GenerationOptions())
 
