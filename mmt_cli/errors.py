@@ -52,6 +52,12 @@ class TooManyFailuresError(MmtError):
     exit_code = 4
 
 
+class OutputError(MmtError):
+    """A result file cannot be written."""
+
+    exit_code = 2
+
+
 class ModelError(MmtError):
     """A model, checkpoint or tokenizer is missing or cannot be loaded."""
 

@@ -25,6 +25,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for photo in (ROOT / "tests/data").glob("*.jpg"):
         shutil.copy(photo, folder / "photos")
         (folder / "photos" / f"{photo.stem}.txt").write_text(f"A {photo.stem} in a photo.\n", encoding="utf-8")
+    (folder / "names.txt").write_text("photos/dog.jpg\nphotos/cow.jpg\n", encoding="utf-8")
+    (folder / "questions.jsonl").write_text('{"path": "photos/dog.jpg", "prompt": "A"}\n', encoding="utf-8")
     (folder / "sentences.txt").write_text("A dog runs.\nTwo dogs run on a beach.\n" * 40, encoding="utf-8")
     return folder
 
@@ -75,8 +77,10 @@ def test_a_command_of_the_readme_runs(
     line, _, stdin = command.partition(" < ")
     if stdin:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(stdin).read_bytes())))
-    assert main(shlex.split(line)) == 0
-    assert capfd.readouterr().out.strip()
+    words = shlex.split(line)
+    assert main(words) == 0
+    output = Path(words[words.index("--output") + 1]) if "--output" in words else None
+    assert capfd.readouterr().out.strip() or (output and output.stat().st_size)
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -3,52 +3,32 @@
 B items, C channels, H height, W width in pixels.
 """
 
-import dataclasses
+import functools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 
+from mmt_cli.captioning.author import Author
+from mmt_cli.captioning.author import Caption as Caption  # part of the Python face, which is this module's
 from mmt_cli.captioning.inference import inference
+from mmt_cli.captioning.loading import load_parts
 from mmt_cli.captioning.overrides import override
-from mmt_cli.captioning.prompts import check_prompt, find_prompting
-from mmt_cli.captioning.stepper import build_stepper, pad
-from mmt_cli.checkpoint.load import load_model, stored_dtype
-from mmt_cli.checkpoint.parts import load_generation, load_preprocessing, load_tokenizer
-from mmt_cli.checkpoint.reference import HubOptions, Source, open_reference
-from mmt_cli.decoding.generate import generate
+from mmt_cli.captioning.prompts import Prompts, check_prompt, encode_each, find_prompting
+from mmt_cli.checkpoint.reference import HubOptions, Source
 from mmt_cli.decoding.options import GenerationOptions
-from mmt_cli.device import resolve_device, resolve_dtype
 from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inputs.image import MAX_PIXELS, read_image
 from mmt_cli.inputs.preprocess import Picture, Preprocessing, normalise, to_picture
-from mmt_cli.inputs.prompt import Layout, Prompt
+from mmt_cli.inputs.prompt import Layout, Prompt, Prompting
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.context import Images, ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 
 ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """One caption.
-
-    Attributes:
-        text: the caption's first words and the new tokens, decoded; of models that answer the answer alone.
-        tokens: ids generated after the prompt, up to and including the end token when there was one.
-        logprob: sum of their natural-log probabilities under the model, before any filter or penalty.
-        finish_reason: `stop` at the end token, `length` at the limit.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    logprob: float
-    finish_reason: str
 
 
 class Captioner:
@@ -94,21 +74,8 @@ class Captioner:
             ModelError: the checkpoint is missing or cannot be loaded.
             UsageError: device or dtype do not exist here.
         """
-        source = open_reference(reference, hub)
-        on = resolve_device(device)
-        stored = None if source.family.native else stored_dtype(source)
-        model = load_model(source, device=on, dtype=resolve_dtype(dtype, on, stored))
-        words = load_tokenizer(source, tokenizer)
-        if source.family.native and words is not None and words.vocab_size > source.config.text.vocab_size:
-            sizes = f"tokenizer {words.vocab_size} entries, model {source.config.text.vocab_size}"
-            raise ModelError(f"tokenizer and model do not fit ({sizes}); use the tokenizer it was trained with")
-        return cls(
-            model=model,
-            tokenizer=words,
-            preprocessing=load_preprocessing(source),
-            generation=load_generation(source),
-            source=source,
-        )
+        parts = load_parts(reference, device=device, dtype=dtype, tokenizer=tokenizer, hub=hub)
+        return cls(**vars(parts))
 
     def adjusted(self, *, split: bool = True, system: str | None = None) -> "Captioner":
         """Return the same model asked in another way.
@@ -198,10 +165,13 @@ class Captioner:
             ModelError: the checkpoint has no tokenizer.
             UsageError: the prompt leaves no room for a word in the model's context.
         """
-        words, config = self._words, self.model.config
-        found = find_prompting(self.source, config, words, self.system)(words, prompt, layout or self.layout())
-        check_prompt(found, config)
+        found = self._prompting(self._words, prompt, layout or self.layout())
+        check_prompt(found, self.model.config)
         return found
+
+    @functools.cached_property
+    def _prompting(self) -> Prompting:
+        return find_prompting(self.source, self.model.config, self._words, self.system)
 
     @property
     def end_id(self) -> int:
@@ -214,11 +184,34 @@ class Captioner:
             raise ModelError(f"no tokenizer ({self.name} has none, text needs one); give --tokenizer FILE or DIR")
         return self.tokenizer
 
+    @property
+    def author(self) -> Author:
+        """What writes for it: model and tokenizer.
+
+        Raises:
+            ModelError: the checkpoint has no tokenizer.
+        """
+        native = self.source is None or self.source.family.native
+        return Author(model=self.model, words=self._words, native=native)
+
+    def likeness(self, picture: Picture, prompt: str | None = None) -> Hashable:
+        """Return what is equal for items that fill a batch without padding: the image's layout, the prompt's length.
+
+        Items of unlike keys get the same captions in one batch, too; it only takes the model longer.
+
+        Raises:
+            ModelError: the checkpoint has no tokenizer.
+            UsageError: the prompt leaves no room for a word in the model's context.
+        """
+        layout = self.layout(picture)
+        given = self.encode_prompt(prompt, layout)
+        return layout, len(given.ids), len(given.encoder_ids or ())
+
     def generate(
         self,
         pictures: Sequence[Picture],
         *,
-        prompt: str | None = None,
+        prompt: Prompts = None,
         options: GenerationOptions | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
@@ -226,12 +219,16 @@ class Captioner:
 
         Args:
             pictures: one an item.
-            prompt: the caption's first words, or the question.
+            prompt: the caption's first words, or the question; or a sequence with one an item.
             options: how to decode; the checkpoint's defaults if None.
             seeds: one an image, for sampling; the images' places in the batch if None.
 
         Returns:
             For each image its captions, best first; one unless `options.num_captions` says more.
+
+        Raises:
+            ModelError: the checkpoint has no tokenizer.
+            UsageError: a prompt does not fit, or there are not as many as images.
         """
         layouts = [self.layout(picture) for picture in pictures]
         return self.generate_from(self.see(pictures), prompt=prompt, options=options, seeds=seeds, layouts=layouts)
@@ -240,64 +237,35 @@ class Captioner:
         self,
         image: ImageTokens,
         *,
-        prompt: str | None = None,
+        prompt: Prompts = None,
         options: GenerationOptions | None = None,
         seeds: Sequence[int] | None = None,
         layouts: Sequence[Layout] | None = None,
     ) -> list[list[Caption]]:
         """Do what `generate` does for images that the model has seen already (`see`); whole ones without `layouts`."""
-        layouts = layouts or [self.layout()] * len(image)
-        by_layout = {layout: self.encode_prompt(prompt, layout) for layout in dict.fromkeys(layouts)}
-        prompts = [by_layout[layout] for layout in layouts]
-        ids = [given.ids for given in prompts]
-        options = self._completed(options or self.generation, max(map(len, ids)))
-        generators = [torch.Generator().manual_seed(s) for s in seeds or range(len(image))]
-        with inference(self.model):
-            stepper = build_stepper(self.model, self._asked(prompts, image), ids, options.max_new_tokens)
-            items = generate(stepper, ids, options, generators)
-        return [
-            [
-                Caption(
-                    text=self._words.decode([*self._first_words(given), *found.tokens]),
-                    tokens=found.tokens,
-                    logprob=found.logprob,
-                    finish_reason=found.finish_reason,
-                )
-                for found in item
-            ]
-            for given, item in zip(prompts, items, strict=True)
-        ]
+        prompts = encode_each(prompt, layouts or [self.layout()] * len(image), self.encode_prompt)
+        return self.author.write(prompts, image, options or self.generation, seeds or range(len(image)))
 
-    def _asked(self, prompts: Sequence[Prompt], image: ImageTokens) -> ImageTokens:
-        """Return what the decoder looks at: the image, or what a prompt encoder makes of it."""
-        encoder_ids = [given.encoder_ids for given in prompts if given.encoder_ids is not None]
-        if not encoder_ids:
-            return image
-        ids_BP, valid_BP = pad(encoder_ids, image.x_BND.device)
-        return self.model.ask(ids_BP, image, valid_BP=valid_BP)
+    def stream(
+        self, picture: Picture, *, prompt: str | None = None, options: GenerationOptions | None = None, seed: int = 0
+    ) -> Generator[str, None, Caption]:
+        """Caption one image, and hand out the text as it comes.
 
-    def _first_words(self, prompt: Prompt) -> Sequence[int]:
-        return prompt.ids[len(prompt.ids) - prompt.shown :]
+        Yields:
+            Pieces that make up the caption's text, cut before spaces; of beam search all that is new in one.
 
-    def _completed(self, options: GenerationOptions, prompt_length: int) -> GenerationOptions:
-        """Add the tokenizer's end token, and keep within the model's context."""
-        options = options.for_prompt(prompt_length)
-        # The last new token is never read back, so it needs no position.
-        room = self.model.config.text.max_length - prompt_length + 1
-        return dataclasses.replace(
-            options,
-            max_new_tokens=min(options.max_new_tokens, room),
-            min_new_tokens=min(options.min_new_tokens, room),
-            end_token_ids=options.end_token_ids or (self._words.eos_id,),
-            suppress_tokens=(*options.suppress_tokens, *self._never_written),
-        )
+        Returns:
+            The caption that `generate` gives.
 
-    @property
-    def _never_written(self) -> tuple[int, ...]:
-        """The placeholder of our own models: they can write it, but an image cannot come behind the text."""
-        native = self.source is None or self.source.family.native
-        placeholder_id = self.model.config.placeholder_id
-        return (placeholder_id,) if native and placeholder_id is not None else ()
+        Raises:
+            ModelError: the checkpoint has no tokenizer.
+            UsageError: the prompt does not fit, or `options.num_captions` asks for several captions.
+        """
+        options = options or self.generation
+        if options.num_captions > 1:
+            raise UsageError(f"a stream is one caption (num_captions {options.num_captions}); ask for 1, or no stream")
+        given = self.encode_prompt(prompt, self.layout(picture))
+        return self.author.stream(given, lambda: self.see([picture]), options, seed)
 
     def caption(
         self, images: Sequence[ImageSource], *, prompt: str | None = None, batch_size: int = 8, **options: Any

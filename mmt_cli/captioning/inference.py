@@ -10,11 +10,12 @@ from torch import nn
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Evaluate without dropout and gradients; afterwards each module goes back to the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmt_cli.decoding.options import GenerationOptions
 
-_SAMPLING = ("temperature", "top_k", "top_p")
+SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def override(defaults: GenerationOptions, given: Mapping[str, Any]) -> GenerationOptions:
@@ -19,10 +19,10 @@ def override(defaults: GenerationOptions, given: Mapping[str, Any]) -> Generatio
         UsageError: a value is out of bounds, or two values exclude each other.
     """
     displaced: dict[str, Any] = {}
-    if any(given.get(name) is not None for name in _SAMPLING):
+    if any(given.get(name) is not None for name in SAMPLING):
         displaced = {"num_beams": 1}
     elif given.get("num_beams", 1) > 1:
-        displaced = dict.fromkeys(_SAMPLING)
+        displaced = dict.fromkeys(SAMPLING)
     # Lengths of the new text displace the checkpoint's lengths of prompt and text together.
     if "max_new_tokens" in given:
         displaced["max_length"] = None

@@ -1,13 +1,16 @@
 """How a captioner's family is asked, and whether a prompt fits the model."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 from mmt_cli.checkpoint.families.own import own_prompting
 from mmt_cli.checkpoint.reference import Source
 from mmt_cli.errors import ModelError, UsageError, shown
-from mmt_cli.inputs.prompt import Chat, Prompt, Prompting
+from mmt_cli.inputs.prompt import Chat, Layout, Prompt, Prompting
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.config import ModelConfig
+
+Prompts = str | Sequence[str | None] | None  # one for all images, or one each
 
 
 def find_prompting(source: Source | None, config: ModelConfig, words: Tokenizer, system: str | None) -> Prompting:
@@ -49,3 +52,19 @@ def check_prompt(prompt: Prompt, config: ModelConfig) -> None:
         if beyond is not None:
             both = f"token {beyond} of the prompt, {text.vocab_size} in the model's vocabulary"
             raise ModelError(f"tokenizer and model do not fit ({both}); use the tokenizer of this checkpoint")
+
+
+def encode_each(
+    prompts: Prompts, layouts: Sequence[Layout], encode: Callable[[str | None, Layout], Prompt]
+) -> list[Prompt]:
+    """Return what a model reads for each of these images; what is equal is encoded once.
+
+    Raises:
+        UsageError: there are not as many prompts as images.
+    """
+    texts = [prompts] * len(layouts) if prompts is None or isinstance(prompts, str) else list(prompts)
+    if len(texts) != len(layouts):
+        raise UsageError(f"prompts and images do not fit ({len(texts)} prompts, {len(layouts)} images); give one each")
+    asked = list(zip(texts, layouts, strict=True))
+    encoded = {item: encode(*item) for item in dict.fromkeys(asked)}
+    return [encoded[item] for item in asked]

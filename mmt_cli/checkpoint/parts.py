@@ -95,6 +95,9 @@ def default_preprocessing(config: ModelConfig) -> Preprocessing:
 def load_generation(source: Source) -> GenerationOptions:
     """Return the folder's defaults for generation, or the general ones.
 
+    Our own models end a text that repeats itself unless their file says otherwise; those of others write what they
+    wrote before.
+
     Raises:
         ModelError: they are broken, or ask for what we cannot do.
     """
@@ -104,6 +107,6 @@ def load_generation(source: Source) -> GenerationOptions:
             found = generation_from_hf(source.generation_config, source.raw_config)
             return source.family.generation(found, source.habits)
         data = source.folder.read_json(GENERATION)
-        return GenerationOptions() if data is None else GenerationOptions.from_json(data)
+        return GenerationOptions.from_json({"stop_loops": True, **(data or {})})
     except UsageError as error:
         raise ModelError(f"{source.folder.path / name}: {error}") from error

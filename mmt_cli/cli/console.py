@@ -1,61 +1,20 @@
 """What goes to the terminal: results on stdout, everything else on stderr."""
 
-import codecs
 import contextlib
 import io
 import os
+import stat
 import sys
-import unicodedata
 from typing import TYPE_CHECKING, Self, TextIO
 
 from mmt_cli.errors import UsageError
+from mmt_cli.inputs.encoding import KEEP_BYTES
+from mmt_cli.inputs.printable import printable as printable  # the other commands take it from here
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from mmt_cli.checkpoint.reference import HubOptions
-
-# Control, format (bidi marks, zero-width marks), lone surrogates, line and paragraph separators.
-_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_JOINER = "\u200d"
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    r"""Return `text` with everything escaped that could steer a terminal or hide what is there.
-
-    Escape codes, bidi marks, newlines and bytes of no encoding become `\x1b`, `\u202e`, `\n`, `\xff`. Letters of
-    every script stay, and the joiner that emoji are built with. For rich, wrap the result in `rich.text.Text`,
-    which reads no `[markup]`.
-
-    Args:
-        text: a file name, a caption, metadata: anything from outside.
-        keep: control characters to leave alone, such as the tab of a `path<TAB>caption` line.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c in keep or not _is_unsafe(c) else _escape(c) for c in text)
-
-
-def _is_unsafe(character: str) -> bool:
-    return character != _JOINER and unicodedata.category(character) in _UNSAFE
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not in the file system's encoding
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def _keep_bytes(error: UnicodeError) -> tuple[bytes, int]:
-    """Encode what a stream's encoding cannot: bytes of file names as they were, other characters escaped."""
-    assert isinstance(error, UnicodeEncodeError)
-    out = b""
-    for character in error.object[error.start : error.end]:
-        code = ord(character)
-        is_byte = 0xDC80 <= code <= 0xDCFF
-        out += bytes([code - 0xDC00]) if is_byte else character.encode("ascii", "backslashreplace")
-    return out, error.end
 
 
 def prepare_streams() -> None:
@@ -75,8 +34,16 @@ def prepare_streams() -> None:
     if sys.stdout is None:
         raise UsageError("stdout is closed (the results go there); redirect it to a file, a pipe or /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        codecs.register_error("mmt_keep_bytes", _keep_bytes)
-        sys.stdout.reconfigure(errors="mmt_keep_bytes")
+        sys.stdout.reconfigure(errors=KEEP_BYTES)
+
+
+def files_of_stdout() -> list[tuple[int, int]]:
+    """Return device and inode of the file that stdout goes to; none where it goes elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        status = os.fstat(sys.stdout.fileno())
+        if stat.S_ISREG(status.st_mode):
+            return [(status.st_dev, status.st_ino)]
+    return []
 
 
 def use_colour(stream: TextIO | None) -> bool:
@@ -94,7 +61,7 @@ def emit(text: str) -> None:
     Raises:
         OSError: stdout takes no more: a full disk, a closed pipe.
     """
-    sys.stdout.write(printable(text, keep="\t\n") if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text.replace("\r\n", "\n"), keep="\t\n") if sys.stdout.isatty() else text)
     flush()
 
 

@@ -4,14 +4,17 @@ Typer's own pages draw a box round each section, which leaves too little room fo
 names, and importing what draws them takes longer than the rest of `mmt --help`.
 """
 
+import re
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mmt_cli.cli.readers import OurReaders
 from mmt_cli.errors import UsageError
 
 _WIDEST_NAME = 30
+_NEGATED = re.compile(r"--(\S+) / --no-\1")
 
 
 def _write_sections(command: Any, context: Any, formatter: Any) -> None:
@@ -24,6 +27,7 @@ def _write_sections(command: Any, context: Any, formatter: Any) -> None:
             section, row = "Arguments", (param.metavar or param.name, param.help or "")
         else:
             section, row = getattr(param, "rich_help_panel", None) or "Options", param.get_help_record(context)
+            row = (_NEGATED.sub(r"--[no-]\1", row[0]), row[1])
         sections.setdefault(section, []).append(row)
     # The general ones (--quiet, --debug, --help) come last, where readers of other tools look for them.
     sections["Options"] = sections.pop("Options", [])
@@ -35,7 +39,7 @@ def _write_sections(command: Any, context: Any, formatter: Any) -> None:
                 formatter.write_dl([(left.ljust(width), right) for left, right in rows], col_max=_WIDEST_NAME)
 
 
-class SectionedCommand(TyperCommand):
+class SectionedCommand(OurReaders, TyperCommand):
     """A command whose help page is in plain sections."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -43,7 +47,7 @@ class SectionedCommand(TyperCommand):
         _write_sections(self, ctx, formatter)
 
 
-class SectionedGroup(TyperGroup):
+class SectionedGroup(OurReaders, TyperGroup):
     """The group of all commands: its help page lists the commands first."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -8,11 +8,12 @@ Shapes: B items, R rows (texts being written: items x captions or beams, less th
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mmt_cli.decoding.ending import FinishReason, ending
 from mmt_cli.decoding.filters import History, apply_filters, build_filters
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.decoding.search import BeamItem, Chooser, Sampler, best_candidates, choose_best
@@ -39,12 +40,12 @@ class Generated:
     Attributes:
         tokens: Ids after the prompt, up to and including the end token where there is one, never padding.
         logprob: Sum of their natural-log probabilities under the model, before any filter, penalty or temperature.
-        finish_reason: "stop" after an end token, "length" at `max_new_tokens`.
+        finish_reason: "stop" after an end token, "loop" where it began to repeat itself, "length" at `max_new_tokens`.
     """
 
     tokens: tuple[int, ...]
     logprob: float
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 def generate_stream(
@@ -141,37 +142,37 @@ def _write_rows(
     live = list(range(len(rows)))  # the first number of each row that is left
     tokens: list[list[int]] = [[] for _ in live]
     logprobs = [0.0 for _ in live]
-    for length in range(1, options.max_new_tokens + 1):
+    while live:
         token_R = choose(apply_filters(filters, rows.logits_RV, rows.history), live)
         logprob_R = rows.logits_RV.log_softmax(dim=-1).gather(1, token_R[:, None]).squeeze(1)
         chosen = token_R.tolist()
         new: list[int | None] = [None] * len(tokens)
-        for row, token, logprob in zip(live, chosen, _finite(logprob_R.tolist()), strict=True):
+        for row, token, logprob in zip(live, chosen, finite(logprob_R.tolist()), strict=True):
             tokens[row].append(token)
             logprobs[row] += logprob
             new[row] = token
         yield new
-        open_rows = [row for row, token in enumerate(chosen) if token not in options.end_token_ids]
-        if not open_rows or length == options.max_new_tokens:
-            break
-        live = [live[row] for row in open_rows]
-        rows.advance(open_rows, [chosen[row] for row in open_rows])
+        open_rows = [place for place, row in enumerate(live) if ending(tokens[row], options) is None]
+        live = [live[place] for place in open_rows]
+        if live:
+            rows.advance(open_rows, [chosen[place] for place in open_rows])
     return [_generated(ids, logprob, options) for ids, logprob in zip(tokens, logprobs, strict=True)]
 
 
 def _search_beams(rows: _Rows, num_items: int, options: GenerationOptions) -> list[list[Generated]]:
     """Beam search: the beams of an item compete, and leave together when the item is done."""
     filters = build_filters(options)
-    # Even if each end token is among the candidates of every beam, enough others are left to go on with. Never fewer
-    # than transformers takes: among equal scores the choice depends on how many are asked for.
-    count = options.num_beams * max(2, 1 + len(options.end_token_ids))
+    # Even if each end token is among the candidates of every beam, and a token that closes a loop, enough others are
+    # left to go on with. Never fewer than transformers takes: among equal scores the choice depends on how many are
+    # asked for.
+    count = options.num_beams * max(2, 1 + len(options.end_token_ids) + options.stop_loops)
     items = [BeamItem(options) for _ in range(num_items)]
     live = items
     while live:
         logprobs_RV = rows.logits_RV.log_softmax(dim=-1)
         scores_RV = apply_filters(filters, logprobs_RV, rows.history)
         for item, candidates in zip(live, best_candidates(scores_RV, logprobs_RV, live, count), strict=True):
-            _finite(candidate.logprob for candidate in candidates)
+            finite(candidate.logprob for candidate in candidates)
             item.advance(candidates)
         parents = [
             place * options.num_beams + beam.parent
@@ -189,12 +190,17 @@ def _search_beams(rows: _Rows, num_items: int, options: GenerationOptions) -> li
 
 
 def _generated(tokens: Sequence[int], logprob: float, options: GenerationOptions) -> Generated:
-    ended = len(tokens) > 0 and tokens[-1] in options.end_token_ids
-    return Generated(tokens=tuple(tokens), logprob=logprob, finish_reason="stop" if ended else "length")
+    reason = ending(tokens, options)
+    assert reason is not None, "a text that goes on"
+    return Generated(tokens=tuple(tokens), logprob=logprob, finish_reason=reason)
 
 
-def _finite(logprobs: Iterable[float]) -> list[float]:
-    """Return the log-probabilities as they are; one NaN or infinite logit makes all of its row NaN."""
+def finite(logprobs: Iterable[float]) -> list[float]:
+    """Return log-probabilities as they are; one NaN or infinite logit makes all of its row NaN.
+
+    Raises:
+        ModelError: One of them is NaN.
+    """
     values = list(logprobs)
     if any(math.isnan(value) for value in values):
         raise ModelError("the model gave a logit that is NaN or infinite; check the checkpoint, or use float32")

@@ -1,8 +1,8 @@
 """How a text is to be written: the options of generation, checked when they are built.
 
 Names and meaning are those of transformers' `GenerationConfig`, but for `num_captions` (there `num_return_sequences`),
-`end_token_ids` (there `eos_token_id`) and `forced_end_token_ids` (there `forced_eos_token_id`). This module imports no
-torch: the command line reads its defaults from here.
+`end_token_ids` (there `eos_token_id`), `forced_end_token_ids` (there `forced_eos_token_id`) and `stop_loops`, which is
+not there. This module imports no torch: the command line reads its defaults from here.
 """
 
 import dataclasses
@@ -55,6 +55,8 @@ class GenerationOptions:
         begin_suppress_tokens: Tokens that are not generated first, or second after a forced first one.
         bad_words_ids: Runs of tokens that are never completed, the prompt's tokens counted; a single end token is
             passed over.
+        stop_loops: A text that repeats itself without end (see `loops`) ends there, though not before
+            `min_new_tokens`.
 
     Raises:
         UsageError: A value out of its bounds or of the wrong type, or values that exclude each other.
@@ -79,6 +81,7 @@ class GenerationOptions:
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    stop_loops: bool = False
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -146,6 +149,8 @@ class GenerationOptions:
             _require_number("top_p", self.top_p, above=0.0, at_most=1.0)
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise UsageError(f'early_stopping is {shown(self.early_stopping)}; use true, false or "never"')
+        if not isinstance(self.stop_loops, bool):
+            raise UsageError(f"stop_loops is {shown(self.stop_loops)}; use true or false")
 
     def _check_lengths(self) -> None:
         _require_integer("max_new_tokens", self.max_new_tokens, at_least=0, at_most=_LONGEST)

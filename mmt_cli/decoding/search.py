@@ -4,6 +4,7 @@ Shapes: R rows (texts being written), V vocabulary, B items, C continuations of 
 K the best of these.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mmt_cli.decoding.ending import ending
 from mmt_cli.decoding.options import GenerationOptions
 
 _RULED_OUT = -math.inf  # score of a beam that only fills its row, and of one with a token that the filters ruled out
@@ -114,18 +116,26 @@ class BeamItem:
         last = length == options.max_new_tokens
         opened: list[Beam] = []
         for rank, candidate in enumerate(candidates):
-            if last or candidate.token in options.end_token_ids:
+            beam = self._extend(candidate)
+            if ending(beam.tokens, options) is not None:
                 # Only a text among the best num_beams may finish, so that poor short ones do not fill the list;
                 # one with a token that was ruled out may only where there is no later step.
                 if rank < options.num_beams and (last or candidate.score > _RULED_OUT):
-                    beam = self._extend(candidate)
                     self._finished.append((beam.score / math.pow(length, options.length_penalty), beam))
             elif len(opened) < options.num_beams:
-                opened.append(self._extend(candidate))
+                opened.append(beam)
+        if not last and len(opened) < options.num_beams:
+            opened += self._fillers(candidates, options.num_beams - len(opened))
         self._finished.sort(key=lambda scored: scored[0], reverse=True)
         del self._finished[options.num_beams :]
         self.beams = opened
         self.done = last or self._is_decided(length)
+
+    def _fillers(self, candidates: Sequence[Candidate], count: int) -> list[Beam]:
+        """Beams that only fill their rows: in a vocabulary of a few tokens too many of them may end a text."""
+        ends = self._options.end_token_ids
+        spare = next((candidate for candidate in candidates if candidate.token not in ends), candidates[0])
+        return [dataclasses.replace(self._extend(spare), score=_RULED_OUT)] * count
 
     def _extend(self, candidate: Candidate) -> Beam:
         parent = self.beams[candidate.beam]

@@ -19,8 +19,10 @@ import os
 import re
 import stat
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -73,6 +75,11 @@ _MESSAGES: dict[ImageErrorKind, str] = {
     "too_large": "has too many pixels ({}); make it smaller",
 }
 
+# Decoding takes up to eight bytes a pixel: images of more pixels than this are decoded one at a time, whatever the
+# number of threads.
+_LARGE_PIXELS = 16_000_000
+_one_large_image = threading.Lock()
+
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE_TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,6 +91,25 @@ _TRANSPOSE_TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _QUARTER_TURNS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What the header of an image's file says.
+
+    Attributes:
+        format: JPEG, PNG and so on.
+        mode: Pillow's name of how pixels are stored, such as RGB or I;16.
+        width: in pixels, as stored: before it is turned upright.
+        height: likewise.
+        orientation: EXIF's number from 1 (upright) to 8.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
 
 
 def read_image(
@@ -118,16 +144,48 @@ def read_image(
         return _read_file(file, name, max_pixels, draft_size)
 
 
-def _read_file(file: IO[bytes], name: str, max_pixels: int, draft_size: tuple[int, int] | None) -> Image.Image:
+def describe_image(
+    source: str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: tuple[int, int] | None = None
+) -> tuple[ImageFacts, Image.Image]:
+    """Read `source` as `read_image` does, and return what its file says of itself beside the image.
+
+    Raises:
+        ImageError: as `read_image` does.
+    """
+    facts: list[ImageFacts] = []
+    if isinstance(source, bytes):
+        image = _read_file(io.BytesIO(source), "the image data", max_pixels, draft_size, facts)
+    else:
+        with _open_regular_file(source) as file:
+            image = _read_file(file, source, max_pixels, draft_size, facts)
+    return facts[0], image
+
+
+def _read_file(
+    file: IO[bytes],
+    name: str,
+    max_pixels: int,
+    draft_size: tuple[int, int] | None,
+    facts: list[ImageFacts] | None = None,
+) -> Image.Image:
     with _as_image_errors(name, file):
         image_format = _format_of(file.read(_HEAD_BYTES), name)
         file.seek(0)
         image = _file_class(image_format, name)(file)
         _check_pixels(image, max_pixels, name)
+        if facts is not None:
+            facts.append(_facts(image, image_format))
         if draft_size is not None and image_format == "JPEG":
             height, width = draft_size
             image.draft(None, (height, width) if _orientation(image) in _QUARTER_TURNS else (width, height))
-        return _as_seen(image)
+        with _one_large_image if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
+            return _as_seen(image)
+
+
+def _facts(image: Image.Image, image_format: str) -> ImageFacts:
+    """Return what the header says; a PNG whose EXIF stands at the end is taken for upright here."""
+    width, height = image.size
+    return ImageFacts(format=image_format, mode=image.mode, width=width, height=height, orientation=_orientation(image))
 
 
 def _open_regular_file(name: str) -> IO[bytes]:

@@ -64,6 +64,16 @@ class Tiling:
         """
         return cls(**check_keys(cls, data, "tiling in preprocessor.json"))
 
+    def most_tiles(self, side: int) -> int:
+        """Return how many tiles of so many pixels a side stand for one picture at most, its whole counted."""
+        if not self.split:
+            return 1
+        if self.max_tiles is not None:
+            return self.max_tiles + (self.max_tiles > 1)
+        assert self.longest_edge is not None
+        grid: int = math.ceil(min(self.longest_edge, _IDEFICS3_MAX_SIDE) / side) ** 2
+        return grid + (grid > 1)
+
     def check_tile(self, height: int, width: int) -> None:
         """Refuse tiles that this tiling cannot cut, or would cut without end.
 

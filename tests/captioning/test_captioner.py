@@ -126,6 +126,72 @@ def test_a_draw_depends_on_its_seed_and_not_on_its_batch(tiny: Captioner) -> Non
         assert ([caption.tokens for caption in alone] == tokens) == (seed == 12)
 
 
+def test_draws_come_best_first_each_with_its_own_log_probability(captioner: Captioner) -> None:
+    images = _images(2)
+    options = replace(OPTIONS, temperature=3.0, num_captions=6)
+    items = captioner.generate([captioner.read(image) for image in images], options=options)
+    for image, item in zip(images, items, strict=True):
+        logprobs = [caption.logprob for caption in item]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert len(set(logprobs)) > 1
+        for caption in item:
+            assert caption.logprob == pytest.approx(_logprob(captioner, image, caption, None), abs=1e-3)
+    best = captioner.caption(images, temperature=3.0, num_captions=6)
+    assert best == [item[0] for item in items]
+
+
+def test_beams_keep_the_order_of_their_scores(tiny: Captioner) -> None:
+    """Which is not that of their log-probabilities where length counts."""
+    pictures = [tiny.read(image) for image in _images(5)]
+    ends = tuple(range(0, 290, 2))
+    options = replace(OPTIONS, num_beams=5, num_captions=5, length_penalty=0.5, end_token_ids=ends, max_new_tokens=9)
+    items = tiny.generate(pictures, options=options)
+    for item in items:
+        scores = [caption.logprob / len(caption.tokens) ** 0.5 for caption in item]
+        assert scores == sorted(scores, reverse=True)
+    logprobs = [[caption.logprob for caption in item] for item in items]
+    assert any(values != sorted(values, reverse=True) for values in logprobs)
+
+
+PROMPTS = [None, "A dog", "Two dogs play in", "A", "A dog"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_beams": 3},
+        {"temperature": 3.0, "num_captions": 2},
+        {"max_new_tokens": 30},
+        {"max_length": 12, "min_length": 9},
+        {"stop_loops": True, "max_new_tokens": 30},
+    ],
+    ids=["greedy", "beams", "sampling", "room", "totals", "loops"],
+)
+def test_a_batch_of_unlike_prompts_gives_each_image_what_it_gets_alone(
+    captioner: Captioner, changes: dict[str, Any]
+) -> None:
+    pictures, options = [captioner.read(image) for image in _images()], replace(OPTIONS, **changes)
+    together = captioner.generate(pictures, prompt=PROMPTS, options=options, seeds=range(5))
+    for place, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
+        [alone] = captioner.generate([picture], prompt=prompt, options=options, seeds=[place])
+        for one, other in zip(together[place], alone, strict=True):
+            assert (one.text, one.tokens, one.finish_reason) == (other.text, other.tokens, other.finish_reason)
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+    with pytest.raises(UsageError, match="5 prompts, 4 images"):
+        captioner.generate(pictures[:4], prompt=PROMPTS)
+
+
+def test_items_of_one_likeness_have_prompts_of_one_length(captioner: Captioner) -> None:
+    pictures = [captioner.read(image) for image in _images()]
+    keys = [captioner.likeness(picture, prompt) for picture, prompt in zip(pictures, PROMPTS, strict=True)]
+    assert keys[1] == keys[4]
+    assert len(set(keys)) == 4
+    assert captioner.likeness(pictures[0], "dog") == captioner.likeness(pictures[1], "A") == keys[3]
+    with pytest.raises(UsageError, match="the model's context is"):
+        captioner.likeness(pictures[0], _words(captioner.model.config.text.max_length))
+
+
 def test_images_seen_before_give_the_same_captions(captioner: Captioner) -> None:
     pictures = [captioner.read(image) for image in _images(2)]
     with torch.no_grad():

@@ -136,8 +136,17 @@ def test_files_that_a_folder_may_lack_have_defaults(tiny: MultimodalTransformer,
     (folder / "generation.json").unlink()
     source = open_reference(folder)
     assert load_preprocessing(source) == default_preprocessing(tiny.config)
-    assert load_generation(source) == GenerationOptions()
+    assert load_generation(source) == GenerationOptions(stop_loops=True)
     assert load_tokenizer(source) is None
+
+
+def test_our_own_models_stop_loops_unless_their_file_says_otherwise(
+    tiny: MultimodalTransformer, tmp_path: Path
+) -> None:
+    folder = _save(tmp_path / "model", tiny)
+    for content, expected in (({"num_beams": 2}, True), ({"stop_loops": False}, False), ({"stop_loops": True}, True)):
+        (folder / "generation.json").write_text(json.dumps(content))
+        assert load_generation(open_reference(folder)).stop_loops == expected
 
 
 def test_another_tokenizer_can_be_given(tiny: MultimodalTransformer, tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.cli.app import main
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import UsageError
 from mmt_cli.inputs.image import read_image
+from mmt_cli.inputs.preprocess import Preprocessing
+from mmt_cli.model.presets import preset
+
+PREPROCESSING = Preprocessing(height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +47,15 @@ class FakeCaptioner:
     """Reads images as they are and says how large they are."""
 
     name: str = "fake"
-    device: str = "cpu"
-    dtype: str = "torch.float32"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(config=preset("tiny")))
+    preprocessing: Preprocessing = field(default_factory=lambda: PREPROCESSING)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     loads: list[tuple[str, dict]] = field(default_factory=list)
     adjustments: list[dict] = field(default_factory=list)
     calls: list[dict] = field(default_factory=list)
+    streamed: list[str] = field(default_factory=list)
     fingerprints: int = 0
     raises: BaseException | None = None
     template: str = "{prompt}{width} by {height}"
@@ -64,16 +72,35 @@ class FakeCaptioner:
         if prompt and len(prompt) > 50:
             raise UsageError(f"the prompt is too long ({len(prompt)} tokens, the model's context is 50); shorten it")
 
-    def read(self, image, *, max_pixels):
+    def open(self, image, *, max_pixels):
         return read_image(image, max_pixels=max_pixels)
+
+    def prepare(self, image):
+        return image
+
+    def likeness(self, picture, prompt):
+        self.encode_prompt(prompt)
 
     def generate(self, pictures, *, prompt, options, seeds):
         if self.raises:
             raise self.raises
         self.calls.append({"count": len(pictures), "prompt": prompt, "options": options, "seeds": list(seeds)})
+        return [
+            [self._caption(image, start, rank) for rank in range(options.num_captions)]
+            for image, start in zip(pictures, prompt, strict=True)
+        ]
+
+    def stream(self, picture, *, prompt, options, seed):
+        caption = self._caption(picture, prompt, 0)
+        for word in caption.text.split(" "):
+            self.streamed.append(word)
+            yield word if len(self.streamed) == 1 else f" {word}"
+        return caption
+
+    def _caption(self, image, prompt, rank):
         start = f"{prompt} " if prompt else ""
-        texts = [self.template.format(prompt=start, width=image.width, height=image.height) for image in pictures]
-        return [[SimpleNamespace(text=text, tokens=(1, 2), logprob=-0.5, finish_reason="stop")] for text in texts]
+        text = self.template.format(prompt=start, width=image.width, height=image.height) + "!" * rank
+        return SimpleNamespace(text=text, tokens=(1, 2), logprob=-0.5 - rank, finish_reason="stop")
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_help_goes_to_stdout_and_fits_80_columns(mmt, command, name):
 
 
 def option_rows(page: str) -> list[str]:
-    return [line for line in page.splitlines() if re.match(r"  (-\w, )?--\w", line)]
+    return [line for line in page.splitlines() if re.match(r"  (-\w, )?--[\w\[]", line)]
 
 
 def test_every_option_of_caption_takes_one_line_of_help(mmt):
@@ -136,7 +136,7 @@ def test_the_package_is_lazy():
 import sys, mmt_cli
 assert "torch" not in sys.modules
 from mmt_cli import Caption, Captioner
-assert Captioner.__module__ == Caption.__module__ == "mmt_cli.captioning.captioner"
+assert Captioner.__module__ == "mmt_cli.captioning.captioner"
 assert not hasattr(mmt_cli, "nonsense")
 """
     ended = run(code=code)

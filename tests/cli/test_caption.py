@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import PIL.Image
 import pytest
 
-from mmt_cli import device
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.captioning.run import item_seed
+from mmt_cli.cli import caption_setup
 from mmt_cli.cli.app import build, main
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ModelError
@@ -21,9 +21,23 @@ from mmt_cli.inputs.image import MAX_PIXELS
 OPTIONS = {
     "--prompt -p",
     "--recursive -r",
-    "--format -f",
+    "--files-from",
+    "--null -0",
+    "--shard",
+    "--dry-run",
     "--max-pixels",
     "--max-errors",
+    "--format -f",
+    "--output -o",
+    "--resume",
+    "--sidecar",
+    "--sidecar-ext",
+    "--if-exists",
+    "--prefix",
+    "--suffix",
+    "--stream --no-stream",
+    "--report",
+    "--grounding",
     "--model -m",
     "--revision",
     "--offline",
@@ -42,7 +56,10 @@ OPTIONS = {
     "--top-p",
     "--repetition-penalty",
     "--no-repeat-ngram-size",
+    "--num-captions",
+    "--stop-loops --no-stop-loops",
     "--batch-size -b",
+    "--workers",
     "--threads",
     "--seed",
     "--quiet -q",
@@ -65,8 +82,8 @@ def photos(tmp_path, monkeypatch):
 def test_the_options_are_these_and_no_others():
     command = build().commands["caption"]
     given = [param for param in command.params if param.param_type_name == "option"]
-    assert {" ".join(param.opts) for param in given} == OPTIONS
-    assert not any(param.secondary_opts or param.hidden for param in given)
+    assert {" ".join([*param.opts, *param.secondary_opts]) for param in given} == OPTIONS
+    assert not any(param.hidden for param in given)
 
 
 def test_one_image_gives_its_bare_caption(mmt, fake):
@@ -74,7 +91,7 @@ def test_one_image_gives_its_bare_caption(mmt, fake):
     assert (ended.code, ended.out) == (0, "3 by 4\n")
     assert len(ended.lines) == 1
     assert ended.err.startswith("mmt: 1 captioned, 0 failed in ")
-    assert ended.err.endswith(" images/s) on cpu, float32\n")
+    assert " images/s) on cpu, float32; the model " in ended.err
 
 
 def test_several_images_give_a_path_each_and_failures_do_not_stop_them(mmt, fake):
@@ -204,8 +221,8 @@ def test_batches_are_as_large_as_asked_for(mmt, fake):
     mmt("caption", "-b", "2", "one.png", "one.png", "one.png")
     assert [call["count"] for call in fake.calls] == [2, 1]
     fake.calls.clear()
-    mmt("caption", *["one.png"] * 9)
-    assert [call["count"] for call in fake.calls] == [8, 1]
+    mmt("caption", *["one.png"] * 17)
+    assert [call["count"] for call in fake.calls] == [16, 1]
 
 
 def test_seed_and_path_make_the_draws(mmt, fake):
@@ -216,7 +233,7 @@ def test_seed_and_path_make_the_draws(mmt, fake):
 
 def test_threads_are_set_before_the_model_is_loaded(mmt, fake, monkeypatch):
     counts = []
-    monkeypatch.setattr(device, "set_threads", lambda count: counts.append((count, len(fake.loads))))
+    monkeypatch.setattr(caption_setup, "set_threads", lambda count: counts.append((count, len(fake.loads))))
     mmt("caption", "one.png", "--threads", "3")
     assert counts == [(3, 0)]
 
@@ -296,7 +313,7 @@ def test_nothing_on_stdin_is_a_failed_image(mmt, fake, monkeypatch):
         ([], "no image named"),
         (["empty"], "no image found (in 'empty', by suffix); add -r"),
         (["-r", "empty"], "no image found (in 'empty', by suffix); name another"),
-        (["empty", "empty"], "no image found (in 2 folders, by suffix)"),
+        (["empty", "empty"], "no image found (in 2 places, by suffix)"),
         (["-", "one.png", "-"], "'-' is named 2 times"),
         (["one.png", "--top-p", "1.5"], "top_p is 1.5; use at most 1"),
         (["one.png", "--num-beams", "0"], "num_beams is 0; use at least 1"),
@@ -322,10 +339,10 @@ def test_a_terminal_is_no_image(mmt, fake, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--batch-size", "0", "a whole number from 1"),
-        ("--batch-size", "1.5", "a whole number from 1"),
-        ("--batch-size", "٣", "a whole number from 1"),
-        ("--batch-size", "9" * 5000, "a whole number from 1"),
+        ("--batch-size", "0", "auto or a whole number from 1"),
+        ("--batch-size", "1.5", "auto or a whole number from 1"),
+        ("--batch-size", "٣", "auto or a whole number from 1"),
+        ("--batch-size", "9" * 5000, "auto or a whole number from 1"),
         ("--threads", "0", "a whole number from 1"),
         ("--seed", "-1", "a whole number from 0"),
         ("--max-pixels", "0", "a whole number from 1"),
@@ -336,7 +353,7 @@ def test_a_terminal_is_no_image(mmt, fake, monkeypatch):
         ("--temperature", "1e999", "a finite number"),
         ("--top-p", "much", "a finite number"),
         ("--early-stopping", "maybe", "true, false or never"),
-        ("--format", "xml", "text, tsv or jsonl"),
+        ("--format", "xml", "text, tsv, jsonl or csv"),
         ("--dtype", "float64", "auto, float32, bfloat16 or float16"),
         ("--device", "gpu", "auto, cpu, cuda, cuda:N or mps"),
         ("--device", "cpu\n", "auto, cpu, cuda, cuda:N or mps"),

@@ -35,7 +35,9 @@ def test_options_survive_json() -> None:
         suppress_tokens=(7,),
         begin_suppress_tokens=(8, 9),
         bad_words_ids=((3,), (4, 5)),
+        stop_loops=True,
     )
+    assert options.to_json()["stop_loops"] is True
     assert options.to_json()["end_token_ids"] == [2, 5]
     assert options.to_json()["suppress_tokens"] == [7]
     assert options.to_json()["bad_words_ids"] == [[3], [4, 5]]
@@ -109,6 +111,8 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         ({"no_repeat_ngram_size": -1}, ["no_repeat_ngram_size is -1"]),
         ({"early_stopping": "always"}, ["early_stopping is 'always'", "never"]),
         ({"early_stopping": 1}, ["early_stopping is 1", "never"]),
+        ({"stop_loops": 1}, ["stop_loops is 1", "true or false"]),
+        ({"stop_loops": None}, ["stop_loops is None", "true or false"]),
         ({"end_token_ids": 2}, ["end_token_ids is 2", "list"]),
         ({"end_token_ids": (-1,)}, ["end_token_ids is -1"]),
         ({"end_token_ids": ("2",)}, ["end_token_ids is '2'"]),
