@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ def strict_json(text: str) -> Any:
         RecursionError: nested too deeply.
     """
     data = json.loads(text, object_pairs_hook=_unique)
-    json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone surrogate fails here
+    if "\\u" in text:  # only an escape can make a lone surrogate
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # fails on one
     return data
 
 
@@ -44,11 +43,16 @@ def write_folder(folder: Path, writers: Mapping[str, Callable[[Path], object]]) 
     """Write files into a folder so that no reader finds one of them cut short.
 
     A new folder is made under a temporary name and renamed, so it is there whole or not at all. In one that exists, all
-    files are complete on the disk before the first is renamed over its predecessor, in the given order (name the
-    weights last): a kill between two renames leaves some files old and some new. Files not named stay as they are.
+    files are complete on the disk, inside of it since it may be a disk of its own, before the first is renamed over its
+    predecessor, in the given order (name the weights last): a kill between two renames leaves some files old and some
+    new. Files not named stay as they are.
     """
+    import shutil  # both take longer to import than a header takes to read
+    import tempfile
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    within = folder if folder.exists() else folder.parent
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=within))
     try:
         temporary.chmod(0o755)
         for name, write in writers.items():

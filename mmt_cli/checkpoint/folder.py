@@ -152,19 +152,24 @@ def preferred_weights(names: Iterable[str]) -> str | None:
     return next((name for name in WEIGHTS_NAMES if name in there), None)
 
 
-def weight_files(folder: Folder) -> Weights:
+def weight_files(folder: Folder, elsewhere: Collection[Path] = ()) -> Weights:
     """Return the files that hold the folder's weights.
+
+    Args:
+        folder: a checkpoint's.
+        elsewhere: files that count as there, since a hub has them.
 
     Raises:
         ModelError: there are none, an index is broken, or a shard it names is missing or outside the folder.
     """
-    name = preferred_weights(name for name in WEIGHTS_NAMES if folder.file(name) is not None)
+    there = (name for name in WEIGHTS_NAMES if folder.path / name in elsewhere or folder.file(name) is not None)
+    name = preferred_weights(there)
     if name is None:
         raise ModelError(f"no weights in the folder ({folder.path}, looked for {', '.join(WEIGHTS_NAMES)}); add them")
     files: dict[Path, frozenset[str] | None] = {}
     if name.endswith(INDEX):
         for shard, tensors in read_index(folder, name).items():
-            path = folder.file(shard)
+            path = folder.path / shard if folder.path / shard in elsewhere else folder.file(shard)
             if path is None:
                 raise ModelError(f"a shard is missing ({folder.path / shard}, named by {name}); fetch it")
             files[path] = tensors

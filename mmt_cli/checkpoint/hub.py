@@ -5,14 +5,16 @@
 """
 
 import contextlib
-import logging
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmt_cli.checkpoint.folder import CONFIG, INDEX, WEIGHTS_NAMES, Folder, preferred_weights, read_index, weight_files
+from mmt_cli.checkpoint.header import Header
+from mmt_cli.checkpoint.hub_errors import AwayError, explained, hushed, told
+from mmt_cli.checkpoint.hub_headers import range_header
 from mmt_cli.errors import ModelError, UsageError, shown
 
 # What a model can need besides its weights; never code, and no chat template, which the families write themselves.
@@ -39,8 +41,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SECONDS = 10  # how long the hub may take to answer the first question
 
 
-class _AwayError(Exception):
-    """The hub cannot be reached or is out of order; its cache may still serve."""
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The files of one commit in the cache, and the headers of those weights that are not there."""
+
+    folder: Path
+    headers: dict[Path, Header] = field(default_factory=dict)
 
 
 def is_hub_id(reference: str) -> bool:
@@ -77,31 +83,70 @@ def fetch(
         ModelError: the repository or revision is not there, needs a token or holds no model, the hub cannot be reached
             and the cache holds no complete copy, or the cache cannot be written.
     """
+    return _reached(repo_id, _download, revision, offline=offline, progress=progress, note=note).folder
+
+
+def fetch_headers(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: bool = False,
+    note: Callable[[str], object] | None = None,
+) -> Snapshot:
+    """Return what a model's files say of it, without its weights: they stay on the hub where they are not cached.
+
+    Pickled weights have no header to read alone, and are fetched.
+
+    Args:
+        repo_id: as for `fetch`, like the others.
+        revision: branch, tag or commit.
+        offline: ask nobody.
+        progress: draw bars.
+        note: told when the hub is away.
+
+    Raises:
+        UsageError: no such revision can exist.
+        ModelError: as for `fetch`, or a header is broken.
+    """
+    return _reached(repo_id, _peek, revision, offline=offline, progress=progress, note=note)
+
+
+def _reached(
+    repo_id: str,
+    bring: Callable[[str, str | None], Snapshot],
+    revision: str | None,
+    *,
+    offline: bool,
+    progress: bool,
+    note: Callable[[str], object] | None,
+) -> Snapshot:
+    """Return what `bring` brings from the hub, or the cache's complete copy where it is not to be had."""
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UsageError(f"no revision ({shown(revision)}, a branch, tag or commit is expected); give one of these")
-    with _hushed(progress=progress):
+    with hushed(progress=progress):
         from huggingface_hub import constants
 
         if offline or constants.HF_HUB_OFFLINE:
             found = _cached(repo_id, revision)
             if found is None:
                 raise ModelError(
-                    f"no complete copy in the cache ({_what(repo_id, revision)}, {constants.HF_HUB_CACHE}); "
+                    f"no complete copy in the cache ({told(repo_id, revision)}, {constants.HF_HUB_CACHE}); "
                     "fetch it once without --offline and HF_HUB_OFFLINE, or name a folder"
                 )
-            return found
+            return Snapshot(folder=found)
         try:
-            return _download(repo_id, revision)
-        except _AwayError as error:
+            return bring(repo_id, revision)
+        except AwayError as error:
             found = _cached(repo_id, revision)
             if found is None:
                 raise ModelError(
-                    f"the hub cannot be reached ({_what(repo_id, revision)}, {error}); "
+                    f"the hub cannot be reached ({told(repo_id, revision)}, {error}); "
                     "check the network, or use --offline with a cached copy, or name a folder"
                 ) from error
             if note is not None:
                 note(f"the hub cannot be reached ({repo_id}, {error}); taking the cached copy {found.name[:12]}")
-            return found
+            return Snapshot(folder=found)
 
 
 def blob_sha256(path: Path) -> str | None:
@@ -120,32 +165,6 @@ def blob_sha256(path: Path) -> str | None:
     return blob.name if _SHA256.fullmatch(blob.name) else None
 
 
-@contextlib.contextmanager
-def _hushed(*, progress: bool) -> Iterator[None]:
-    """Keep warnings, hints and log lines off stderr, and bars too unless wanted: what goes wrong is raised."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from huggingface_hub.utils import logging as hub_logging
-        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-        level = hub_logging.get_verbosity()
-        hide = not progress and not are_progress_bars_disabled()
-        if level == logging.WARNING:  # the default; who sets HF_HUB_VERBOSITY wants to see
-            hub_logging.set_verbosity(logging.CRITICAL)
-        if hide:
-            disable_progress_bars()
-        try:
-            yield
-        finally:
-            hub_logging.set_verbosity(level)
-            if hide:
-                enable_progress_bars()
-
-
-def _what(repo_id: str, revision: str | None) -> str:
-    return repo_id if revision is None else f"{repo_id}, revision {revision}"
-
-
 def _cached(repo_id: str, revision: str | None) -> Path | None:
     """Return the snapshot that the cache holds for a revision, None where it is missing or has not all its weights."""
     from huggingface_hub import try_to_load_from_cache
@@ -161,39 +180,83 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
     return folder
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None) -> Snapshot:
     """Bring the cache's copy of a revision up to date: one question for the list, then only what is not there yet."""
-    from huggingface_hub import HfApi, hf_hub_download
+    with explained(repo_id, revision):
+        listing = _list(repo_id, revision)
+        folder = listing.get(CONFIG).parent
+        for name in (*_SMALL[1:], listing.weights):
+            if name in listing.names:
+                listing.get(name)
+        for shard in listing.shards(folder):
+            listing.get(shard)
+    if revision != listing.commit:
+        _remember(folder, revision or "main", listing.commit)
+    return Snapshot(folder=folder)
 
-    with _explained(repo_id, revision):
-        info = HfApi().model_info(repo_id, revision=revision, timeout=_SECONDS)
-        commit = info.sha
-        names = {sibling.rfilename for sibling in info.siblings or ()}
-        weights = preferred_weights(names)
-        if commit is None or not _COMMIT.fullmatch(commit):
-            raise ModelError(f"no hub's answer ({_what(repo_id, revision)}, commit {shown(commit)}); check HF_ENDPOINT")
-        if CONFIG not in names or weights is None:
-            wanted = f"{CONFIG} and one of {', '.join(WEIGHTS_NAMES)}"
-            raise ModelError(
-                f"no model in the repository ({_what(repo_id, revision)}, looked for {wanted}); take another"
-            )
 
-        def get(name: str) -> Path:
-            return Path(hf_hub_download(repo_id, name, revision=commit))
+def _peek(repo_id: str, revision: str | None) -> Snapshot:
+    """Fetch the small files of a revision, and read the headers of its weights where they lie."""
+    with explained(repo_id, revision):
+        listing = _list(repo_id, revision)
+        if listing.weights.startswith("pytorch"):
+            return _download(repo_id, revision)
+        folder = listing.get(CONFIG).parent
+        for name in _SMALL[1:]:
+            if name in listing.names:
+                listing.get(name)
+        if listing.weights.endswith(INDEX):
+            listing.get(listing.weights)
+        shards = listing.shards(folder) or [listing.weights]
+        return Snapshot(
+            folder=folder,
+            headers={
+                folder / shard: range_header(repo_id, shard, listing.commit, folder / shard)
+                for shard in shards
+                if not (folder / shard).exists()
+            },
+        )
 
-        folder = get(CONFIG).parent
-        for name in (*_SMALL[1:], weights):
-            if name in names:
-                get(name)
-        if weights.endswith(INDEX):
-            for shard in read_index(Folder(folder), weights):
-                if shard not in names or not _SHARD.fullmatch(shard):
-                    told = f"{repo_id}, {shown(shard)}"
-                    raise ModelError(f"an index names no shard of its repository ({told}); take another revision")
-                get(shard)
-    if revision != commit:
-        _remember(folder, revision or "main", commit)
-    return folder
+
+@dataclass(frozen=True, kw_only=True)
+class _Listing:
+    """The files of one commit of a repository; `weights` holds the model's, or is their index."""
+
+    repo_id: str
+    commit: str
+    names: frozenset[str]
+    weights: str
+
+    def get(self, name: str) -> Path:
+        """Fetch one file, unless it is in the cache, and return where it lies."""
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(self.repo_id, name, revision=self.commit))
+
+    def shards(self, folder: Path) -> list[str]:
+        """Return the files that the index in `folder` names; none where the weights are one file."""
+        if not self.weights.endswith(INDEX):
+            return []
+        shards = list(read_index(Folder(folder), self.weights))
+        for shard in shards:
+            if shard not in self.names or not _SHARD.fullmatch(shard):
+                both = f"{self.repo_id}, {shown(shard)}"
+                raise ModelError(f"an index names no shard of its repository ({both}); take another revision")
+        return shards
+
+
+def _list(repo_id: str, revision: str | None) -> _Listing:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo_id, revision=revision, timeout=_SECONDS)
+    names = frozenset(sibling.rfilename for sibling in info.siblings or ())
+    weights = preferred_weights(names)
+    if info.sha is None or not _COMMIT.fullmatch(info.sha):
+        raise ModelError(f"no hub's answer ({told(repo_id, revision)}, commit {shown(info.sha)}); check HF_ENDPOINT")
+    if CONFIG not in names or weights is None:
+        wanted = f"{CONFIG} and one of {', '.join(WEIGHTS_NAMES)}"
+        raise ModelError(f"no model in the repository ({told(repo_id, revision)}, looked for {wanted}); take another")
+    return _Listing(repo_id=repo_id, commit=info.sha, names=names, weights=weights)
 
 
 def _remember(folder: Path, revision: str, commit: str) -> None:
@@ -207,44 +270,3 @@ def _remember(folder: Path, revision: str, commit: str) -> None:
         temporary = ref.with_name(f".{ref.name}.{os.getpid()}")
         temporary.write_text(commit, encoding="ascii")
         temporary.replace(ref)
-
-
-@contextlib.contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line with what to do, or `_AwayError` where the cache may help."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RevisionNotFoundError
-
-    what = _what(repo_id, revision)
-    try:
-        yield
-    except ModelError:
-        raise
-    except RevisionNotFoundError as error:
-        raise ModelError(f"no such revision on the hub ({repo_id}, {revision or 'main'}); check --revision") from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"the repository asks for consent ({what}); accept its terms on the hub and set HF_TOKEN, or name a folder"
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403, 404):  # the hub says 401 for what is not there, too
-            raise ModelError(
-                f"no such model here or on the hub ({what}, status {status}); "
-                "check the name, or set HF_TOKEN to a token that may read it"
-            ) from error
-        raise _AwayError(f"status {status}") from error
-    except LocalEntryNotFoundError as error:  # what a download makes of a lost connection
-        raise _AwayError(_reason(error.__cause__ or error)) from error
-    except OSError as error:
-        if error.errno is None or isinstance(error, ConnectionError):
-            raise _AwayError(_reason(error)) from error
-        raise ModelError(
-            f"the hub's cache cannot be written ({error.filename or what}, {error.strerror}); "
-            "make room, or set HF_HOME to another folder"
-        ) from error
-    except Exception as error:  # the HTTP library's own, which library depends on huggingface_hub's version
-        raise _AwayError(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    return shown(" ".join(str(error).split()) or type(error).__name__)

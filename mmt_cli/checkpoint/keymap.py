@@ -89,6 +89,11 @@ def map_names(names: Iterable[str], rules: Rules, layouts: Layouts = ()) -> dict
     return {ours: _joined(parts) for ours, parts in found.items()}
 
 
+def unknown_names(names: Iterable[str], rules: Rules, layouts: Layouts = ()) -> list[str]:
+    """Return those names of a checkpoint that no rule knows; the arguments are those of `map_names`."""
+    return [name for name in names if not any(rule.pattern.fullmatch(_canonical(name, layouts)) for rule in rules)]
+
+
 def _canonical(name: str, layouts: Layouts) -> str:
     for beginning, replacement in layouts:
         canonical, changed = re.subn(f"^(?:{beginning})", replacement, name)

@@ -64,15 +64,29 @@ def _kept(own: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if own.is_floating_point() else own.dtype
 
 
-def _check_tensors(source: Source, state: Mapping[str, Tensor]) -> None:
-    problems = [f"{name!r} is missing" for name in state if name not in source.origins]
-    problems += [f"{shown(o.names[0])} is unexpected" for name, o in source.origins.items() if name not in state]
+def mismatches(source: Source, state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Return what of a checkpoint does not fit the model that its config describes.
+
+    Args:
+        source: the checkpoint.
+        state: the model's tensors, which may be without memory.
+
+    Returns:
+        The name of each tensor (ours where it is missing, else the file's) and what is wrong with it.
+    """
+    problems = [(name, "is missing") for name in state if name not in source.origins]
+    problems += [(o.names[0], "is unexpected") for name, o in source.origins.items() if name not in state]
     for name, own in state.items():
         origin = source.origins.get(name)
         if origin is not None and not _fits(source, origin, tuple(own.shape)):
             shapes = " + ".join(str(list(source.infos[part].shape)) for part in origin.names)
             wanted = list(own.shape[::-1] if origin.transposed else own.shape)
-            problems.append(f"{shown(origin.names[0])} has shape {shapes}, the config needs {wanted}")
+            problems.append((origin.names[0], f"has shape {shapes}, the config needs {wanted}"))
+    return problems
+
+
+def _check_tensors(source: Source, state: Mapping[str, Tensor]) -> None:
+    problems = [f"{shown(name)} {what}" for name, what in mismatches(source, state)]
     if problems:
         named = "; ".join(problems[:_MOST_NAMED])
         more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""

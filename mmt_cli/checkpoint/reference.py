@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mmt_cli.checkpoint.families import family_of
 from mmt_cli.checkpoint.families.base import Family
 from mmt_cli.checkpoint.folder import CONFIG, Folder, Weights, weight_files
-from mmt_cli.checkpoint.header import TensorInfo, read_header
-from mmt_cli.checkpoint.hub import blob_sha256, fetch, is_hub_id
+from mmt_cli.checkpoint.header import Header, TensorInfo, read_header
+from mmt_cli.checkpoint.hub import blob_sha256, fetch, fetch_headers, is_hub_id
 from mmt_cli.checkpoint.keymap import Origin, map_names
 from mmt_cli.errors import ConfigError, ModelError, UsageError, shown
 from mmt_cli.model.config import ModelConfig
@@ -38,6 +38,11 @@ class HubOptions:
     offline: bool = False
     progress: bool = False
     note: Callable[[str], object] | None = None
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """The same as arguments of `fetch`."""
+        return {"revision": self.revision, "offline": self.offline, "progress": self.progress, "note": self.note}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +95,34 @@ def bundled_names() -> list[str]:
     return sorted(config.parent.name for config in BUNDLED.glob("*/config.json"))
 
 
-def open_reference(reference: str | Path, hub: HubOptions | None = None) -> Source:
+def open_reference(reference: str | Path, hub: HubOptions | None = None, *, headers_alone: bool = False) -> Source:
     """Find a checkpoint: a bundled name, a folder, a `.safetensors` file with its `config.json` beside it, a hub id.
+
+    Args:
+        reference: one of these.
+        hub: how hub ids are resolved.
+        headers_alone: leave a hub's weights where they are; the tensors cannot be read then.
 
     Raises:
         ModelError: nothing is there, or config or header are broken or belong to no known family.
         UsageError: a revision of something that has none.
     """
     hub = hub or HubOptions()
-    path, name = locate(reference, hub)
+    headers: Mapping[Path, Header] = {}
+    if headers_alone and _means_hub(str(reference)):
+        snapshot = fetch_headers(str(reference), **hub.asking)
+        path, name, headers = snapshot.folder, str(reference).partition("/")[2], snapshot.headers
+    else:
+        path, name = locate(reference, hub)
     folder = Folder(path if path.is_dir() else path.parent)
     raw_config = folder.read_json(CONFIG)
     if raw_config is None:
         raise ModelError(f"a file is missing ({folder.path / CONFIG}, found no such file); give a checkpoint folder")
     family = family_of(raw_config)
-    weights = weight_files(folder) if path.is_dir() else Weights(format="safetensors", files={path: None})
-    infos, metadata, pickled = _read_weights(weights)
+    weights = (
+        weight_files(folder, elsewhere=headers) if path.is_dir() else Weights(format="safetensors", files={path: None})
+    )
+    infos, metadata, pickled = _read_weights(weights, headers)
     try:
         config = family.config_from_hf(raw_config, infos.keys())
     except ConfigError as error:
@@ -133,9 +150,8 @@ def locate(reference: str | Path, hub: HubOptions) -> tuple[Path, str]:
         UsageError: a revision of something that has none.
     """
     name = str(reference)
-    if name not in bundled_names() and is_hub_id(name):
-        found = fetch(name, revision=hub.revision, offline=hub.offline, progress=hub.progress, note=hub.note)
-        return found, name.partition("/")[2]
+    if _means_hub(name):
+        return fetch(name, **hub.asking), name.partition("/")[2]
     if hub.revision is not None:
         raise UsageError(f"only hub ids have revisions (--revision {hub.revision}, model {shown(name)}); leave it out")
     path = BUNDLED / name if name in bundled_names() else Path(reference)
@@ -150,8 +166,12 @@ def locate(reference: str | Path, hub: HubOptions) -> tuple[Path, str]:
     return path, path.resolve().name if path.is_dir() else path.stem
 
 
+def _means_hub(reference: str) -> bool:
+    return reference not in bundled_names() and is_hub_id(reference)
+
+
 def _read_weights(
-    weights: Weights,
+    weights: Weights, headers: Mapping[Path, Header]
 ) -> "tuple[dict[str, TensorInfo], dict[str, str], Mapping[str, Tensor] | None]":
     """Return what all files say of their tensors, their metadata, and the tensors where there is no header."""
     infos: dict[str, TensorInfo] = {}
@@ -159,7 +179,7 @@ def _read_weights(
     pickled: dict[str, Tensor] = {}
     for path in weights.files:
         if weights.format == "safetensors":
-            header = read_header(path)
+            header = headers.get(path) or read_header(path)
             found = header.tensors
             metadata |= header.metadata
         else:

@@ -93,7 +93,7 @@ class HuggingFaceFolder:
         """
         files = self.files | self._whole_images(preprocessing)
         writers: dict[str, Callable[[Path], object]] = {
-            CONFIG: partial(Path.write_bytes, data=json_bytes(_config_of(self.source.raw_config, dtype))),
+            CONFIG: partial(Path.write_bytes, data=json_bytes(config_of(self.source.raw_config, dtype))),
             **{name: partial(Path.write_bytes, data=content) for name, content in files.items()},
             CARD: partial(Path.write_text, data=card, encoding="utf-8"),
             WEIGHTS: partial(save_file, self.tensors(model, dtype), metadata={"format": "pt"}),
@@ -146,7 +146,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-def _config_of(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def config_of(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Return the content of `config.json` with the dtype of the weights in it, in the spelling that it has."""
     name = str(dtype).removeprefix("torch.")
     # Every version of transformers reads the old spelling.

@@ -90,12 +90,12 @@ class SafetensorsFiles:
         with _reading(info.path):
             file.seek(info.start)
             if DTYPES[info.dtype] == out_N.dtype:
-                _fill(file, _bytes_of(out_N))
+                _fill(file, bytes_of(out_N))
                 return
             buffer_N = torch.empty(min(_PIECE, max(len(out_N), 1)), dtype=DTYPES[info.dtype])
             for piece_N in torch.split(out_N, _PIECE):
                 stored_N = buffer_N[: len(piece_N)]
-                _fill(file, _bytes_of(stored_N))
+                _fill(file, bytes_of(stored_N))
                 piece_N.copy_(stored_N)
 
 
@@ -159,7 +159,7 @@ def take(tensors: Tensors, origin: Origin, like: Tensor, dtype: torch.dtype, inf
     return taken.T if origin.transposed else taken
 
 
-def _bytes_of(x_N: Tensor) -> memoryview:
+def bytes_of(x_N: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor."""
     size = x_N.numel() * x_N.element_size()
     return memoryview(b"") if not size else memoryview((ctypes.c_char * size).from_address(x_N.data_ptr())).cast("B")

@@ -1,42 +1,78 @@
 """`mmt inspect`: parses, calls, prints."""
 
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmt_cli.cli import console, options, tables
+from mmt_cli.cli import console, inspect_views, options, views
+from mmt_cli.cli.inspect_gates import show_gates
+from mmt_cli.cli.views import Format
 from mmt_cli.errors import UsageError, shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
     from mmt_cli.checkpoint.reference import HubOptions
-    from mmt_cli.inspection.gates import Gate, GateReading
-    from mmt_cli.inspection.summary import Part, Row, Summary
+    from mmt_cli.inspection.contents import Contents
 
-_MOST_ROWS = 1000  # nobody reads more, and drawing them takes long
-_LARGEST_GRID = 16  # rows, columns
-_BETWEEN = 2  # blanks between the columns of a table
-_FUSION = "Factors 1 + gate by which fusion multiplies each token; 1.00 leaves it alone."
-_BLOCKS = "Gates: factors of what each sublayer adds; 0.00 adds nothing, 1.00 all of it."
-Format = Literal["table", "json"]
+SHOW, LOOK, SAVE = "Show", "Look closer, one of these", "Save"
+_UNICODE = (r"[^\ud800-\udfff]*", "text in the encoding of the terminal")
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(I?)B?", re.IGNORECASE)
+_SIZES = ("", "K", "M", "G", "T")
+_WITHOUT = {"--prompt": "no image to caption", "--tokenizer": "no text to read"}
+_WITH = {"--image": "--image FILE", "--save": "--save DIR"}
 
 Reference = Annotated[
     str, typer.Argument(metavar="MODEL", help="Name, folder, weights file, hub id or preset:NAME.", show_default=True)
 ]
 OutputFormat = Annotated[
-    Format, options.choice("--format", "-f", choices=("table", "json"), help="For people or for programs.")
+    Format, options.choice("--format", "-f", choices=views.FORMATS, section=SHOW, help="For people or for programs.")
 ]
-Depth = Annotated[int, options.whole("--depth", minimum=1, help="Names deep that modules are shown.")]
-_UNICODE = (r"[^\ud800-\udfff]*", "text in the encoding of the terminal")
+Depth = Annotated[int, options.whole("--depth", minimum=1, section=SHOW, help="Names deep that modules are shown.")]
+Tensors = Annotated[bool, options.flag("--tensors", section=SHOW, help="A line for each tensor instead.")]
+Config = Annotated[bool, options.flag("--config", section=SHOW, help="Show the model's settings, too.")]
+Sha256 = Annotated[bool, options.flag("--sha256", section=SHOW, help="Show the weights' hashes; may read them all.")]
+Check = Annotated[bool, options.flag("--check", section=LOOK, help="Find all that is wrong; exit 5 if any.")]
+Stats = Annotated[bool, options.flag("--stats", section=LOOK, help="Mean, spread and zeros of the weights.")]
+Diff = Annotated[str | None, options.text("--diff", metavar="OTHER", section=LOOK, help="Compare with another model.")]
+Tokens = Annotated[
+    str | None, options.text("--tokens", section=LOOK, matching=_UNICODE, help="Show how the model reads a text.")
+]
 Image = Annotated[
-    str | None, options.text("--image", metavar="FILE", help="Caption this photo and show the model's gates.")
+    str | None,
+    options.text("--image", metavar="FILE", section=LOOK, help="Caption this photo and show the model's gates."),
 ]
-Prompt = Annotated[str | None, options.text("--prompt", "-p", matching=_UNICODE, help="First words of its caption.")]
+Prompt = Annotated[
+    str | None,
+    options.text("--prompt", "-p", section=LOOK, matching=_UNICODE, help="With --image: first words of its caption."),
+]
+Save = Annotated[
+    str | None, options.text("--save", metavar="DIR", section=SAVE, help="Write the model into a new folder.")
+]
+SaveFormat = Annotated[
+    Literal["auto", "mmt", "hf"],
+    options.choice("--save-format", choices=("auto", "mmt", "hf"), section=SAVE, help="Whose folder; as it is."),
+]
+SaveDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    options.choice(
+        "--dtype",
+        metavar="TYPE",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        section=SAVE,
+        help="float32, bfloat16 or float16.",
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    options.text("--shard-size", metavar="SIZE", section=SAVE, help="Cut the weights, like 2GB or 500MB."),
+]
+OnlySafetensors = Annotated[
+    bool, options.flag("--only-safetensors", section=SAVE, help="Write the weights and nothing else.")
+]
 
 
 def inspect(
@@ -44,145 +80,139 @@ def inspect(
     set_: options.Settings = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
+    tokenizer: options.Tokenizer = None,
     output_format: OutputFormat = "table",
     depth: Depth = 2,
+    tensors: Tensors = False,
+    config: Config = False,
+    sha256: Sha256 = False,
+    check: Check = False,
+    stats: Stats = False,
+    diff: Diff = None,
+    tokens: Tokens = None,
     image: Image = None,
     prompt: Prompt = None,
+    save: Save = None,
+    save_format: SaveFormat = "auto",
+    dtype: SaveDtype = "auto",
+    shard_size: ShardSize = None,
+    only_safetensors: OnlySafetensors = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a model is made of: modules, parameters, bytes."""
+    """Show what a model is made of, check it, compare it, convert it."""
+    given = {"--check": check, "--stats": stats, "--diff": diff, "--tokens": tokens, "--save": save}
+    looks = [name for name, value in given.items() if value is not None and value is not False]
+    looks += ["--image"] if image is not None and tokens is None else []
+    _refuse_pairs(looks)
+    _refuse_alone("--image", looks, {"--prompt": prompt})
+    saving = {"--save-format": save_format, "--dtype": dtype, "--shard-size": shard_size}
+    _refuse_alone("--save", looks, saving | {"--only-safetensors": only_safetensors or None})
+    _refuse_alone("--tokens or --check", looks, {"--tokenizer": tokenizer})
+    settings = options.parse_settings(set_ or [])
+    opened = _Opened(settings=settings, revision=revision, offline=offline, quiet=quiet)
+    if "--image" in looks:
+        _show_gates(opened, model, image or "", prompt, output_format, depth)
+    elif check:
+        _check(opened, model, tokenizer, output_format)
+    elif tokens is not None:
+        from mmt_cli.inspection.tokens import read_tokens
+
+        reading = read_tokens(model, tokens, settings=settings, tokenizer=tokenizer, image=image, hub=opened.hub())
+        views.show(inspect_views.tokens_view(reading), output_format)
+    elif save is not None:
+        from mmt_cli.inspection.convert import SaveOptions
+        from mmt_cli.inspection.convert import save as write
+
+        how = SaveOptions(
+            folder=Path(save),
+            format=save_format,
+            dtype=dtype,
+            shard_size=None if shard_size is None else _bytes(shard_size),
+            only_safetensors=only_safetensors,
+        )
+        views.show(inspect_views.saved_view(save, write(opened.look(model, headers_alone=False), how)), output_format)
+    elif diff is not None:
+        from mmt_cli.inspection.diff import diff as compare
+
+        here, there = (opened.look(name, headers_alone=False) for name in (model, diff))
+        views.show(inspect_views.diff_view(here, there, compare(here, there, depth=depth)), output_format)
+    elif stats:
+        from mmt_cli.inspection.stats import stats_of
+
+        contents = opened.look(model, headers_alone=False)
+        rows = stats_of(contents, depth=depth, tensors=tensors)
+        views.show(inspect_views.stats_view(contents, rows, tensors=tensors), output_format)
+    else:
+        from mmt_cli.inspection.summary import summary_of
+
+        contents = opened.look(model)
+        summary = summary_of(contents)
+        asked = inspect_views.Asked(depth=depth, tensors=tensors, config=config, sha256=sha256)
+        views.show(inspect_views.summary_view(contents, summary, asked), output_format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """How model references are resolved."""
+
+    settings: dict[str, Any]
+    revision: str | None
+    offline: bool
+    quiet: bool
+
+    def hub(self) -> "HubOptions":
+        return console.hub_options(revision=self.revision, offline=self.offline, quiet=self.quiet)
+
+    def look(self, reference: str, *, headers_alone: bool = True) -> "Contents":
+        from mmt_cli.inspection.contents import look, look_at_file
+
+        bare = None if self.settings or self.revision is not None else look_at_file(reference)
+        return bare or look(reference, self.settings, self.hub(), headers_alone=headers_alone)
+
+
+def _refuse_pairs(looks: Sequence[str]) -> None:
+    if len(looks) > 1:
+        raise UsageError(f"one look at a time ({looks[0]} and {looks[1]} given); leave one of them out")
+
+
+def _refuse_alone(needed: str, looks: Sequence[str], given: Mapping[str, object]) -> None:
+    """Raise UsageError for options that say how to do what is not asked for."""
+    for name, value in given.items():
+        if value not in (None, "auto") and not any(look in needed for look in looks):
+            what = _WITHOUT.get(name, "nothing to save")
+            told = name if value is True else f"{name} {shown(value)}"
+            raise UsageError(f"{what} ({told}, {needed} missing); add {_WITH.get(needed, needed)}")
+
+
+def _bytes(size: str) -> int:
+    """Return `2GB` as 2,000,000,000 and `2GiB` as 2,147,483,648."""
+    match = _SIZE.fullmatch(size)
+    count = 0 if match is None else int(match[1]) * (1024 if match[3] else 1000) ** _SIZES.index(match[2].upper())
+    if not count:
+        raise options.refuse("--shard-size", size, "a size such as 2GB, 500MB or 1GiB")
+    return count
+
+
+def _check(opened: _Opened, model: str, tokenizer: str | None, output_format: Format) -> None:
+    from mmt_cli.inspection.check import check, raise_if_broken
+
+    if opened.settings:
+        raise UsageError(f"a trained model keeps its config (--set, model {shown(model)}); leave --set out")
+    report = check(model, opened.hub(), tokenizer=tokenizer)
+    views.show(inspect_views.check_view(report), output_format)
+    raise_if_broken(report)
+
+
+def _show_gates(opened: _Opened, model: str, image: str, prompt: str | None, output_format: Format, depth: int) -> None:
+    from mmt_cli.inspection.gates import read_gates
     from mmt_cli.inspection.summary import summarise
 
-    if image is None and prompt is not None:
-        raise UsageError(f"no image to caption (--prompt {shown(prompt)}, --image missing); add --image FILE")
-    hub = console.hub_options(revision=revision, offline=offline, quiet=quiet)
-    summary = summarise(model, options.parse_settings(set_ or []), hub)
-    gates = None if image is None else _read_gates(model, image, prompt, hub)
+    if output_format in ("csv", "md"):
+        raise UsageError(f"gates have no rows (--image {shown(image)}, --format {output_format}); use table or json")
+    summary = summarise(model, opened.settings, opened.hub())
+    gates = read_gates(model, image, prompt=prompt, hub=opened.hub())
     if output_format == "json":
-        record = summary.to_json(depth) | ({} if gates is None else {"gates": gates.to_json()})
-        console.emit(json.dumps(record) + "\n")
-    elif gates is not None:
-        _show_gates(gates)
+        console.emit(json.dumps(summary.to_json(depth) | {"gates": gates.to_json()}) + "\n")
     else:
-        _show_summary(summary, depth)
-
-
-def _read_gates(model: str, image: str, prompt: str | None, hub: "HubOptions") -> "GateReading":
-    from mmt_cli.inspection.gates import read_gates
-
-    return read_gates(model, image, prompt=prompt, hub=hub)
-
-
-def _show_summary(summary: "Summary", depth: int) -> None:
-    total, modalities = summary.total, summary.modalities()
-    title = (
-        f"{summary.model} ({summary.format}): {total.parameters:,} parameters, "
-        f"{tables.quantity(total.nbytes, 'B')} in {len(summary.entries):,} tensors"
-    )
-    tables.show(
-        tables.cell(title, style="bold"),
-        _module_table(summary.tree(depth), total),
-        *([_modality_table(modalities, total)] if modalities else []),
-        *(tables.cell(f"{key}: {value}") for key, value in summary.metadata.items()),
-    )
-
-
-def _show_gates(reading: "GateReading") -> None:
-    from rich.console import Console
-
-    width = Console(file=sys.stdout).width
-    gates_of = {scope: [gate for gate in reading.gates if gate.scope == scope] for scope in ("all", "text", "image")}
-    tables.show(
-        tables.cell(reading.caption, style="bold"),
-        tables.cell(_FUSION if reading.gates[0].of_fusion else _BLOCKS),
-        *([_constant_table(gates_of["all"])] if gates_of["all"] else []),
-        *_word_tables(gates_of["text"], reading.tokens, width),
-        *([_image_table(gates_of["image"])] if gates_of["image"] else []),
-        *(grid for gate in gates_of["image"] if (grid := _grid(reading.cells(gate), width))),
-    )
-
-
-def _constant_table(gates: "Sequence[Gate]") -> "Table":
-    table = tables.new_table("gate", "all tokens")
-    for gate in gates:
-        table.add_row(gate.name, *_decimals(gate.values))
-    return table
-
-
-def _word_tables(gates: "Sequence[Gate]", tokens: "Sequence[str]", width: int) -> "Iterator[Table]":
-    """Yield tables with a column for each token, each table as wide as the terminal takes."""
-    if not gates:
-        return
-    names = [gate.name for gate in gates]
-    # A piece of blanks alone would leave a column without a name.
-    heads = [tables.cell(token.strip() or repr(token)) for token in tokens]
-    figures = [_decimals(values) for values in zip(*(gate.values for gate in gates), strict=True)]
-    widths = [max(head.cell_len, *map(len, column)) for head, column in zip(heads, figures, strict=True)]
-    for columns in _runs(widths, width - max(map(len, names))):
-        table = tables.new_table("gate")
-        for head in heads[columns]:
-            table.add_column(head, justify="right", no_wrap=True)
-        for name, *row in zip(names, *figures[columns], strict=True):
-            table.add_row(name, *row)
-        yield table
-
-
-def _runs(widths: "Sequence[int]", room: int) -> "Iterator[slice]":
-    """Yield the columns of each table in turn: as many as fit beside the names, at least one."""
-    start = used = 0
-    for index, width in enumerate(widths):
-        if index > start and used + _BETWEEN + width > room:
-            yield slice(start, index)
-            start, used = index, 0
-        used += _BETWEEN + width
-    if widths:
-        yield slice(start, len(widths))
-
-
-def _image_table(gates: "Sequence[Gate]") -> "Table":
-    table = tables.new_table("gate", "image tokens", "minimum", "mean", "maximum")
-    for gate in gates:
-        values = gate.values
-        spread = (min(values), sum(values) / len(values), max(values))
-        table.add_row(gate.name, str(len(values)), *_decimals(spread))
-    return table
-
-
-def _grid(cells: "Sequence[Sequence[float]]", width: int) -> "Text | None":
-    """Return an image's values as they lie in the picture, where they can be taken in at a glance."""
-    lines = [" ".join(_decimals(row)) for row in cells]
-    if not lines or max(len(lines), len(cells[0])) > _LARGEST_GRID or len(lines[0]) > width:
-        return None
-    from rich.text import Text
-
-    return Text("\n".join(lines))
-
-
-def _decimals(values: "Iterable[float]") -> list[str]:
-    return [f"{value:z.2f}" for value in values]
-
-
-def _module_table(rows: "Sequence[Row]", total: "Part") -> "Table":
-    table = tables.new_table("module", "modality", "parameters", "share", "dtype", "bytes", left=2)
-    for row in rows[:_MOST_ROWS]:
-        label = "  " * row.indent + row.label
-        table.add_row(tables.cell(label), row.part.modality or "", *_figures(row.part, total))
-    if len(rows) > _MOST_ROWS:
-        table.add_row(f"… {len(rows) - _MOST_ROWS:,} more rows, all of them with -f json")
-    table.add_section()
-    table.add_row("total", "", *_figures(total, total), style="bold")
-    return table
-
-
-def _modality_table(modalities: "Sequence[Part]", total: "Part") -> "Table":
-    table = tables.new_table("modality", "parameters", "share", "dtype", "bytes")
-    for part in modalities:
-        table.add_row(part.name, *_figures(part, total))
-    return table
-
-
-def _figures(part: "Part", total: "Part") -> tuple[str, str, str, str]:
-    """Return the cells that all rows share; the share is of the parameters."""
-    share = tables.share(part.parameters, total.parameters)
-    return f"{part.parameters:,}", share, part.dtype, tables.quantity(part.nbytes, "B")
+        show_gates(gates)

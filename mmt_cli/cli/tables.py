@@ -1,6 +1,8 @@
 """Tables for people, drawn by rich on stdout; programs get JSON instead."""
 
+import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmt_cli.cli import console
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 _LONGEST_CELL = 200  # characters; tensor names may have a million
 _NARROWEST = 9  # characters of a name where the terminal is too narrow for everything
+_ENDLESS = 100_000  # columns
 _STEP = 1000
 _ROUNDS_UP = 999.5
 
@@ -19,8 +22,24 @@ def cell(content: str, *, style: str = "") -> "Text":
     """Return text for a table: rich reads no markup in it, nothing in it steers the terminal, and its end is cut."""
     from rich.text import Text
 
-    shown = content if len(content) <= _LONGEST_CELL else content[:_LONGEST_CELL] + "…"
-    return Text(console.printable(shown), style=style)
+    return Text(short(content), style=style)
+
+
+def plain(content: str) -> "Text | str":
+    """Return a figure for a table: as it is where nothing in it can steer the terminal, which takes less time."""
+    return content if content.isascii() and content.isprintable() else cell(content)
+
+
+def lines(contents: Sequence[str]) -> "Text":
+    """Return texts of a line each, which `show` does not wrap."""
+    from rich.text import Text
+
+    return Text("\n".join(short(content, 1000) for content in contents), no_wrap=True)
+
+
+def short(content: str, longest: int = _LONGEST_CELL) -> str:
+    """Return a text from outside on one line, nothing in it that steers the terminal, and its end cut."""
+    return console.printable(content if len(content) <= longest else content[:longest] + "…")
 
 
 def new_table(*columns: str, left: int = 1) -> "Table":
@@ -37,20 +56,39 @@ def new_table(*columns: str, left: int = 1) -> "Table":
     return table
 
 
+def width() -> int:
+    """Return how many columns `show` has: those of the terminal, else of COLUMNS, else 80."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout).width
+
+
+def is_endless() -> bool:
+    """Say whether `show` takes as many columns as it needs: to a file or a pipe, unless COLUMNS says how many."""
+    return not sys.stdout.isatty() and "COLUMNS" not in os.environ
+
+
 def show(*parts: "Table | Text") -> None:
     """Print to stdout with an empty line between parts.
 
-    As wide as the terminal is, or 80 columns where there is none and COLUMNS says nothing else.
+    As wide as the terminal is. Where there is none as wide as COLUMNS says, or else as the tables need: what searches
+    in a file or a pipe wants each row on one line.
     """
     from rich.console import Console
+    from rich.text import Text
 
     colour = console.use_colour(sys.stdout)
-    out = Console(file=sys.stdout, force_terminal=colour, no_color=not colour, highlight=False, markup=False)
+    out = Console(
+        file=sys.stdout, force_terminal=colour, no_color=not colour, highlight=False, markup=False, emoji=False
+    )
+    if is_endless():
+        out.width = _ENDLESS
     with out.capture() as drawn:
         for index, part in enumerate(parts):
             if index:
                 out.print()
-            out.print(part)
+            # Rich's word for text that neither wraps nor is cut at the edge.
+            out.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
     # Rich itself would answer a closed pipe by an exit of its own.
     sys.stdout.write(drawn.get())
     console.flush()

@@ -1,19 +1,15 @@
-"""What a checkpoint or preset is made of: its tensors by module and by modality.
+"""What a checkpoint or preset is made of: its tensors by module and by modality."""
 
-A file is read by its header alone; only a preset, which has no file, is built (without memory), and needs torch.
-"""
-
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmt_cli.checkpoint.header import TensorInfo, read_header
-from mmt_cli.checkpoint.reference import HubOptions, Source, open_reference
-from mmt_cli.model.config import ModelConfig
-from mmt_cli.model.presets import referenced_preset
+from mmt_cli.checkpoint.header import TensorInfo, uncollected
+from mmt_cli.inspection.contents import Contents, look
+
+if TYPE_CHECKING:
+    from mmt_cli.checkpoint.reference import HubOptions
 
 Modality = Literal["vision", "connector", "text", "cross"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -43,6 +39,17 @@ class Entry:
         """Elements that training changes: those of buffers, such as batch-norm statistics, are none."""
         return 0 if self.path[-1] in _BUFFERS else self.info.parameters
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the record of a tensor, under the name that it has in the file."""
+        return {
+            "name": self.info.name,
+            "modality": self.modality,
+            "dtype": self.info.dtype,
+            "shape": list(self.info.shape),
+            "parameters": self.parameters,
+            "bytes": self.info.nbytes,
+        }
+
     def place(self, depth: int) -> tuple[tuple[str, ...], str]:
         """Return the module that stands for this tensor at `depth`, and what of it, where that is only a part."""
         module = self.path[:-1] if self.path[-1] in _MEMBERS and len(self.path) > 1 else self.path
@@ -64,6 +71,7 @@ class Part:
         parameters: elements that training changes.
         dtype: as safetensors spells it; several are joined, the one with most bytes first.
         nbytes: size of all tensors, buffers included.
+        shape: of its one tensor, or of its matrix; None of a module with several.
     """
 
     name: str
@@ -71,6 +79,7 @@ class Part:
     parameters: int
     dtype: str
     nbytes: int
+    shape: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's record of a module."""
@@ -102,10 +111,15 @@ class Summary:
     entries: tuple[Entry, ...]
     metadata: dict[str, str]
 
-    @property
+    @cached_property
     def total(self) -> Part:
         """The sum over everything."""
         return _part(self.model, self.entries)
+
+    @property
+    def ordered(self) -> list[Entry]:
+        """The tensors in the order of the modules."""
+        return sorted(self.entries, key=lambda entry: _order(entry.path))
 
     def modalities(self) -> list[Part]:
         """Return the sums by modality, in the order of the data's flow; none where modalities are unknown."""
@@ -121,7 +135,7 @@ class Summary:
         # By module and by what of it is meant, which is None for the sum over everything below it.
         members: dict[tuple[tuple[str, ...], str | None], list[Entry]] = {}
         places = [entry.place(depth) for entry in self.entries]
-        inner = {module[:level] for module, _ in places for level in range(1, len(module))}
+        inner = {module[:level] for module in {module for module, _ in places} for level in range(1, len(module))}
         for entry, (module, suffix) in zip(self.entries, places, strict=True):
             above = (module[:level] for level in range(1, len(module) + 1))
             for key in ((module, suffix), *((name, None) for name in above if name in inner)):
@@ -140,6 +154,13 @@ class Summary:
             )
         return rows
 
+    def groups(self, depth: int) -> list[tuple[str, list[Entry]]]:
+        """Return the tensors of each of the `modules` of that depth, by the module's name."""
+        found: dict[tuple[tuple[str, ...], str], list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.place(depth), []).append(entry)
+        return [(".".join(key[0]) + key[1], found[key]) for key in sorted(found, key=lambda k: (_order(k[0]), k[1]))]
+
     def to_json(self, depth: int) -> dict[str, Any]:
         """Return the contract's record; tensors keep the names they have in the file."""
         total = self.total
@@ -149,72 +170,24 @@ class Summary:
             "parameters": total.parameters,
             "bytes": total.nbytes,
             "modules": [part.to_json() for part in self.modules(depth)],
-            "tensors": [
-                {
-                    "name": entry.info.name,
-                    "dtype": entry.info.dtype,
-                    "shape": list(entry.info.shape),
-                    "parameters": entry.parameters,
-                    "bytes": entry.info.nbytes,
-                }
-                for entry in self.entries
-            ],
+            "tensors": [entry.to_json() for entry in self.entries],
             "metadata": self.metadata,
         }
 
 
-def summarise(reference: str, settings: Mapping[str, Any] | None = None, hub: HubOptions | None = None) -> Summary:
-    """Look into a model without reading any weight.
-
-    Args:
-        reference: a bundled name, a folder, a `.safetensors` file (one without a `config.json` beside it is shown by
-            the names it holds, of no known modality), or `preset:NAME`.
-        settings: what to change in the preset, as `preset` takes it; shown as its metadata.
-        hub: how hub ids are resolved.
-
-    Raises:
-        ModelError: nothing is there, or config or header are broken or belong to no known family.
-        UsageError: no such preset, or settings that cannot be changed so.
-    """
-    config = referenced_preset(reference, settings)
-    if config is not None:
-        tensors = [(info.name, info) for info in _preset_tensors(config)]
-        metadata = {key: json.dumps(value) for key, value in (settings or {}).items()}
-        return Summary(model=reference, format="preset", entries=_entries(tensors), metadata=metadata)
-    path = Path(reference)
-    is_file = path.suffix == ".safetensors" and os.path.isfile(path)  # noqa: PTH113 — Path.is_file raises for long names
-    if is_file and not (path.parent / "config.json").exists():
-        header = read_header(path)
-        bare = tuple(Entry(path=_split(n), modality=None, info=info) for n, info in header.tensors.items())
-        return Summary(model=path.stem, format="safetensors", entries=bare, metadata=header.metadata)
-    source = open_reference(reference, hub)
-    return Summary(
-        model=source.name, format=source.family.name, entries=_entries(_parts(source)), metadata=source.metadata
-    )
+def summarise(reference: str, settings: Mapping[str, Any] | None = None, hub: "HubOptions | None" = None) -> Summary:
+    """Sum up a model by its headers; arguments and errors are those of `look`."""
+    return summary_of(look(reference, settings, hub))
 
 
-def _preset_tensors(config: ModelConfig) -> Iterator[TensorInfo]:
-    import torch
-
-    from mmt_cli.model.transformer import MultimodalTransformer
-
-    with torch.device("meta"):
-        model = MultimodalTransformer(config)
-    # Both iterators give a tensor that has two names, such as a tied head's, once.
-    for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        shape = tuple(tensor.shape)
-        nbytes = tensor.numel() * tensor.element_size()
-        yield TensorInfo(name=tensor_name, dtype="F32", shape=shape, nbytes=nbytes, path=Path())
-
-
-def _parts(source: Source) -> Iterator[tuple[str, TensorInfo]]:
-    """Yield our name and the header's word on each tensor of the files; several may make one of ours."""
-    for name, origin in source.origins.items():
-        yield from ((name, source.infos[part]) for part in origin.names)
-
-
-def _entries(tensors: Iterable[tuple[str, TensorInfo]]) -> tuple[Entry, ...]:
-    return tuple(Entry(path=_split(name), modality=_modality(_split(name)), info=info) for name, info in tensors)
+@uncollected()
+def summary_of(contents: Contents) -> Summary:
+    """Sum up what has been looked into; tensors of no known family are of no modality."""
+    entries = []
+    for name, info in contents.tensors:
+        path = _split(name)
+        entries.append(Entry(path=path, modality=_modality(path) if contents.known else None, info=info))
+    return Summary(model=contents.name, format=contents.format, entries=tuple(entries), metadata=contents.metadata)
 
 
 def _split(name: str) -> tuple[str, ...]:
@@ -245,7 +218,17 @@ def _part(name: str, members: Iterable[Entry]) -> Part:
         parameters=sum(entry.parameters for entry in entries),
         dtype=", ".join(sorted(size_of, key=lambda dtype: -size_of[dtype])),
         nbytes=sum(size_of.values()),
+        shape=_shape_of(entries),
     )
+
+
+def _shape_of(entries: Sequence[Entry]) -> tuple[int, ...] | None:
+    """Return the shape of a module's weight: of what it has alone, or has beside a bias and running statistics."""
+    if len(entries) > len(_MEMBERS) or len({entry.path[:-1] for entry in entries}) > 1:
+        return None
+    if len(entries) == 1:
+        return entries[0].info.shape
+    return next((entry.info.shape for entry in entries if entry.path[-1] == _MEMBERS[0]), None)
 
 
 def _order(module: tuple[str, ...]) -> tuple[int, list[tuple[bool, int, str]]]:

@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progre
 
 from mmt_cli.checkpoint import hub
 from mmt_cli.checkpoint.folder import Folder, weight_files
-from mmt_cli.checkpoint.hub import blob_sha256, fetch, is_hub_id
+from mmt_cli.checkpoint.hub import blob_sha256, fetch, fetch_headers, is_hub_id
 from mmt_cli.errors import ModelError, UsageError
 
 ID = "org/name"
@@ -49,6 +49,8 @@ class Hub(ThreadingHTTPServer):
         self.delay = 0.0
         self.look: Callable[[], bool] = bool  # what it answers while a request is served goes into `seen`
         self.seen: list[bool] = []
+        self.knows_ranges = True
+        self.sent = 0  # bytes that went out as ranges
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, Authorization
 
     @property
@@ -90,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(served.refusal[0], b"", **{"X-Error-Code": served.refusal[1]})
         if path.startswith("/store/"):
             commit, name = path.split("/")[2:4]
-            return self._answer(200, served.commits[commit][name])
+            return self._stored(served.commits[commit][name])
         api, resolve = f"/api/models/{ID}", f"/{ID}/resolve/"
         if path.startswith(api):
             commit = served.refs.get(path.removeprefix(api).removeprefix("/revision/") or "main", "")
@@ -116,6 +118,17 @@ class _Handler(BaseHTTPRequestHandler):
                 "X-Linked-Size": str(len(content)),
             },
         )
+
+    def _stored(self, content: bytes) -> None:
+        """Answer with a file of the store, or with the range of it that was asked for."""
+        wanted = self.headers.get("Range")
+        if wanted is None or not self.server.knows_ranges:
+            return self._answer(200, content)
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        self.server.sent += len(part)
+        size = {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(content)}"}
+        return self._answer(206, part, **size)
 
     def _answer(self, status: int, content: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -438,3 +451,91 @@ def test_the_environment_holds_and_a_good_run_says_nothing(served: Hub, tmp_path
     second = run(HF_HUB_OFFLINE="1")
     assert (second.returncode, second.stderr, second.stdout) == (0, "", first.stdout)
     assert not served.asked
+
+
+def _weights(tensors: int, *, cut: int = 0, dtype: str = "F32") -> bytes:
+    entries = {f"t{i}": {"dtype": dtype, "shape": [2], "data_offsets": [8 * i, 8 * i + 8]} for i in range(tensors)}
+    raw = json.dumps(entries).encode()
+    return (len(raw).to_bytes(8, "little") + raw + bytes(8 * tensors))[: None if not cut else -cut]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+@pytest.mark.parametrize("tensors", [1, 5_000], ids=["short", "over the first request"])
+def test_headers_come_without_the_weights(served: Hub, tensors: int, knows_ranges: bool) -> None:
+    served.knows_ranges = knows_ranges
+    content = _weights(tensors)
+    served.commits[NEW] = PLAIN | {"model.safetensors": content}
+    snapshot = fetch_headers(ID)
+    [(path, header)] = snapshot.headers.items()
+    assert path == snapshot.folder / "model.safetensors" and not path.exists()
+    assert sorted(header.tensors) == sorted(f"t{i}" for i in range(tensors))
+    assert (snapshot.folder / "config.json").exists()
+    assert not knows_ranges or served.sent <= 100_000 + len(content) - 8 * tensors
+
+
+def test_headers_of_shards_come_one_by_one(served: Hub) -> None:
+    served.commits[NEW] = {"config.json": b"{}", INDEX: _index(*SHARDS), **dict.fromkeys(SHARDS, _weights(1))}
+    snapshot = fetch_headers(ID)
+    assert [path.name for path in snapshot.headers] == list(SHARDS)
+    assert list(weight_files(Folder(snapshot.folder), elsewhere=snapshot.headers).files) == list(snapshot.headers)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\xff" * 8, "header of 18446744073709551615 bytes"),
+        (_weights(1, cut=1), "tensors end at data byte 8"),
+        (_weights(1, dtype="F31"), "dtype of 't0' is unknown"),
+        (b"\x05" + bytes(7) + b"{", "header ends at byte 13"),
+        (b"\x02" + bytes(7) + b"[]", "no JSON object"),
+        (b"", "header ends at byte 8"),
+    ],
+)
+def test_the_rules_for_headers_hold_for_what_a_hub_sends(served: Hub, content: bytes, told: str) -> None:
+    served.commits[NEW] = PLAIN | {"model.safetensors": content}
+    with pytest.raises(ModelError, match=told) as caught:
+        fetch_headers(ID)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_in_the_cache_are_read_there(served: Hub) -> None:
+    folder = fetch(ID)
+    served.asked.clear()
+    assert fetch_headers(ID).folder == folder
+    assert not fetch_headers(ID).headers
+    assert not fetch_headers(ID, offline=True).headers
+    assert not served.fetched()
+
+
+def test_a_look_at_the_headers_is_no_complete_copy(served: Hub) -> None:
+    served.commits[NEW] = PLAIN | {"model.safetensors": _weights(1)}
+    fetch_headers(ID)
+    with pytest.raises(ModelError, match="no complete copy"):
+        fetch(ID, offline=True)
+    with pytest.raises(ModelError, match="no complete copy"):
+        fetch_headers(ID, offline=True)
+
+
+def test_pickles_have_no_header_and_are_fetched(served: Hub) -> None:
+    served.commits[NEW] = {"config.json": b"{}", "pytorch_model.bin": b"1"}
+    snapshot = fetch_headers(ID)
+    assert (snapshot.folder / "pytorch_model.bin").exists() and not snapshot.headers
+
+
+def test_the_token_goes_to_the_hub_for_headers_and_not_to_its_store(
+    served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    served.commits[NEW] = PLAIN | {"model.safetensors": _weights(1)}
+    fetch_headers(ID)
+    assert {path.startswith("/store/"): token for _, path, token in served.asked} == {
+        False: "Bearer hf_secret",
+        True: None,
+    }
+
+
+def test_a_hub_that_is_gone_leaves_the_cached_copys_headers(served: Hub) -> None:
+    folder, notes = fetch(ID), []
+    served.close()
+    assert fetch_headers(ID, note=notes.append).folder == folder
+    assert len(notes) == 1

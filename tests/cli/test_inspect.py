@@ -54,15 +54,19 @@ def test_the_options_are_these_and_no_others():
     command = build().commands["inspect"]
     names = [next(n for n in p.opts if n.startswith("--")) for p in command.params if p.param_type_name == "option"]
     assert names == [
-        "--set",
-        "--revision",
-        "--offline",
-        "--format",
-        "--depth",
-        "--image",
-        "--prompt",
-        "--quiet",
-        "--debug",
+        *(
+            "--set",
+            "--revision",
+            "--offline",
+            "--tokenizer",
+            "--format",
+            "--depth",
+            "--tensors",
+            "--config",
+            "--sha256",
+        ),
+        *("--check", "--stats", "--diff", "--tokens", "--image", "--prompt"),
+        *("--save", "--save-format", "--dtype", "--shard-size", "--only-safetensors", "--quiet", "--debug"),
     ]
 
 

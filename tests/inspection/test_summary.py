@@ -348,7 +348,9 @@ def test_json_has_the_contracts_keys(mini):
     record = summarise(str(folder)).to_json(2)
     assert list(record) == ["model", "format", "parameters", "bytes", "modules", "tensors", "metadata"]
     assert {tuple(module) for module in record["modules"]} == {("name", "modality", "parameters", "dtype", "bytes")}
-    assert {tuple(tensor) for tensor in record["tensors"]} == {("name", "dtype", "shape", "parameters", "bytes")}
+    assert {tuple(tensor) for tensor in record["tensors"]} == {
+        ("name", "modality", "dtype", "shape", "parameters", "bytes")
+    }
     assert record["parameters"] == sum(tensor["parameters"] for tensor in record["tensors"])
     assert record["bytes"] == sum(tensor["bytes"] for tensor in record["tensors"])
     assert json.loads(json.dumps(record)) == record
