@@ -46,6 +46,12 @@ class ImageError(MmtError):
         self.kind: ImageErrorKind = kind
 
 
+class SlowerError(MmtError):
+    """A benchmark is slower than its baseline by more than `--fail-above` allows."""
+
+    exit_code = 3
+
+
 class TooManyFailuresError(MmtError):
     """More items failed than `--max-errors` allows."""
 
@@ -74,6 +80,18 @@ class DivergedError(MmtError):
     """Training met a loss or gradient that is NaN or infinite."""
 
     exit_code = 6
+
+
+class PeerLostError(MmtError):
+    """Another process of a training run ended without a word."""
+
+
+class ToldElsewhereError(Exception):
+    """This process of several ends too; `reason` ended it, or ended another one, which tells the user."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:

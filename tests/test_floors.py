@@ -34,6 +34,7 @@ LIBRARIES = {
     "huggingface_hub",
     "pillow_heif",
     "matplotlib",
+    "wandb",
 }
 DOORS = {"mmt_cli", "mmt_cli.__main__"}  # they open the house at its top, the package itself only when asked
 

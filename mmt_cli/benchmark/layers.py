@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 Mark = TypeVar("Mark")
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
 MILLISECONDS = 1000
+_HOOK_CALLS, _HOOK_ROUNDS = 100, 5
 
 
 class Meter(Protocol[Mark, Value_co]):
@@ -75,10 +77,17 @@ def clock_for(device: torch.device) -> WallClock | EventClock:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Generic[Value]):
-    """One run of a phase: the whole of it, and of each layer one value a call, in the order of first calls."""
+    """One run of a phase.
+
+    Attributes:
+        total: the whole of it.
+        layers: of each layer one value a call, in the order of first calls.
+        hooked: how many of these calls were measured by hooks.
+    """
 
     total: Value
     layers: dict[str, list[Value]]
+    hooked: int = 0
 
 
 class Stopwatch(Generic[Mark, Value]):
@@ -88,11 +97,12 @@ class Stopwatch(Generic[Mark, Value]):
         self.meter = meter
         self.samples: dict[str, list[Sample[Value]]] = {}
         self._spans: list[tuple[str, Mark, Mark]] = []  # of the phase that is open: layer, start, end
+        self._hooked = 0  # of these spans
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure one run of a phase."""
-        outer, self._spans = self._spans, []
+        outer, self._spans, self._hooked = (self._spans, self._hooked), [], 0
         self.meter.settle()
         start = self.meter.mark()
         yield
@@ -101,35 +111,82 @@ class Stopwatch(Generic[Mark, Value]):
         layers: dict[str, list[Value]] = {}
         for layer, first, last in self._spans:
             layers.setdefault(layer, []).append(self.meter.between(first, last))
-        self.samples.setdefault(name, []).append(Sample(total=self.meter.between(start, end), layers=layers))
-        self._spans = [*outer, (name, start, end)]
+        total = self.meter.between(start, end)
+        self.samples.setdefault(name, []).append(Sample(total=total, layers=layers, hooked=self._hooked))
+        (spans, self._hooked) = outer
+        self._spans = [*spans, (name, start, end)]
 
     @contextmanager
-    def layer(self, name: str) -> Iterator[None]:
-        """Measure a part of the open phase that is no module."""
-        start = self.meter.mark()
-        yield
-        self._spans.append((name, start, self.meter.mark()))
+    def phase_of(self, module: nn.Module, name: str) -> Iterator[None]:
+        """Measure each call of a module inside as one run of a phase, its other hooks' work included."""
+        running: list[AbstractContextManager[None]] = []
 
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Measure every layer of the model that runs inside; its hooks are gone afterwards."""
-        handles = []
-        for name, module in layers_of(model).items():
-            starts: list[Mark] = []
-            handles.append(module.register_forward_pre_hook(partial(self._begin, starts)))
-            handles.append(module.register_forward_hook(partial(self._end, name, starts)))
+        def begin(*_: object) -> None:
+            running.append(self.phase(name))
+            running[-1].__enter__()
+
+        def end(*_: object) -> None:
+            running.pop().__exit__(None, None, None)
+
+        handles = [module.register_forward_pre_hook(begin, prepend=True), module.register_forward_hook(end)]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    def stretch(self, name: str) -> Callable[[], None]:
+        """Start a measurement across phases, which is a part of none; the function that is returned ends it."""
+        self.meter.settle()
+        start = self.meter.mark()
+
+        def end() -> None:
+            last = self.meter.mark()
+            self.meter.settle()
+            self.samples.setdefault(name, []).append(Sample(total=self.meter.between(start, last), layers={}))
+
+        return end
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Measure every layer of the model that runs inside; its hooks are gone afterwards."""
+        handles = [handle for name, module in layers_of(model).items() for handle in self.hook(module, name)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def hook(self, module: nn.Module, name: str) -> tuple[RemovableHandle, RemovableHandle]:
+        """Measure each call of a module as a layer of the phase that is open, until the hooks are removed."""
+        starts: list[Mark] = []
+        begin, end = partial(self._begin, starts), partial(self._end, name, starts)
+        return module.register_forward_pre_hook(begin), module.register_forward_hook(end)
+
     def _begin(self, starts: list[Mark], *_: object) -> None:
         starts.append(self.meter.mark())
 
     def _end(self, name: str, starts: list[Mark], *_: object) -> None:
         self._spans.append((name, starts.pop(), self.meter.mark()))
+        self._hooked += 1
+
+
+def hook_cost(watch: Stopwatch[Any, float]) -> float:
+    """Return the milliseconds by which hooks make one call of a layer longer."""
+    module = nn.Identity()
+
+    def run() -> float:
+        with watch.phase("hooks"):
+            for _ in range(_HOOK_CALLS):
+                module(None)
+        return watch.samples["hooks"][-1].total
+
+    bare = min(run() for _ in range(_HOOK_ROUNDS))
+    handles = watch.hook(module, "layer")
+    hooked = min(run() for _ in range(_HOOK_ROUNDS))
+    for handle in handles:
+        handle.remove()
+    return max(0.0, hooked - bare) / _HOOK_CALLS
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""What a benchmark found: samples, their statistics, and the rows of the tables."""
+"""What a benchmark found in each phase: samples, their statistics, and the layers that they add up from."""
 
 import math
 import statistics
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmt_cli.benchmark.layers import Sample
+from mmt_cli.benchmark.ceilings import Ceilings
+from mmt_cli.benchmark.layers import MILLISECONDS, Sample
+from mmt_cli.benchmark.options import Case
 from mmt_cli.benchmark.work import NOTHING, Work
 
-UNATTRIBUTED = "(unattributed)"
+UNATTRIBUTED, HOOKS = "(unattributed)", "(hooks)"
 
 
 def percentile_95(samples: Sequence[float]) -> float:
@@ -22,7 +24,7 @@ class PhaseTimes:
     """Milliseconds of every run of one phase; of `decode`, of every step."""
 
     name: str
-    batch_size: int
+    case: Case
     samples_ms: tuple[float, ...]
 
     @property
@@ -39,7 +41,7 @@ class PhaseTimes:
         """Return the contract's record of a phase."""
         return {
             "name": self.name,
-            "batch_size": self.batch_size,
+            **self.case.to_json(),
             "median_ms": self.median_ms,
             "p95_ms": self.p95_ms,
             "min_ms": min(self.samples_ms),
@@ -52,172 +54,124 @@ class LayerTimes:
     """One layer of a phase, over all runs of that phase; of `decode`, over all steps.
 
     Attributes:
-        name: module, or what the phase does there; UNATTRIBUTED is the rest of the phase.
+        name: module, or what the phase does there; HOOKS is what measuring took, UNATTRIBUTED the rest of the phase.
         phase: the phase it is a part of; the parts of `caption` or `train` are the other phases.
-        batch_size: images at a time.
+        case: what was measured.
         calls: how often it is called in one run of the phase.
         median_ms: its part of the phase's median, all its calls together, so that these add up to that median.
         p95_ms: 95th percentile of what it takes in one run of the phase.
         share: its part of the time of the phase's typical runs, which are the middle half; they add up to 1.
-        flops: floating-point operations in one run of the phase; None where they were not counted.
-        nbytes: bytes of weights that it reads in one run of the phase; None likewise.
+        work: what it does in one run of the phase; None where that was not counted.
     """
 
     name: str
     phase: str
-    batch_size: int
+    case: Case
     calls: int
     median_ms: float
     p95_ms: float
     share: float
-    flops: int | None
-    nbytes: int | None
+    work: Work | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the contract's record of a layer."""
+    def to_json(self, ceilings: Ceilings | None) -> dict[str, Any]:
+        """Return the contract's record of a layer, and how near it comes to what the machine can do."""
+        work = self.work
+        flops_per_s = self.rate(work.flops) if work else None
+        bytes_per_s = self.rate(work.nbytes) if work else None
         return {
             "name": self.name,
             "phase": self.phase,
-            "batch_size": self.batch_size,
+            **self.case.to_json(),
             "calls": self.calls,
             "median_ms": self.median_ms,
             "p95_ms": self.p95_ms,
             "share": self.share,
-            "flops": self.flops,
-            "bytes": self.nbytes,
+            "flops": work.flops if work else None,
+            "flops_per_s": flops_per_s,
+            "matrix_share": part_of(flops_per_s, ceilings.flops_per_s if ceilings else None),
+            "bytes": work.nbytes if work else None,
+            "bytes_per_s": bytes_per_s,
+            "bandwidth_share": part_of(bytes_per_s, ceilings.bytes_per_s if ceilings else None),
+            "peak_memory_bytes": work.peak if work else None,
         }
+
+    def rate(self, amount: float | None) -> float | None:
+        """Return an amount of work as one a second; None where it is not known, or nothing."""
+        return amount / self.median_ms * MILLISECONDS if amount and self.median_ms > 0 else None
+
+
+def part_of(rate: float | None, ceiling: float | None) -> float | None:
+    """Return a rate as a part of what the machine can do; None where either is not known."""
+    return rate / ceiling if rate and ceiling else None
 
 
 def layer_rows(
-    phase: str, batch_size: int, times: Sequence[Sample[float]], work: Sequence[Sample[Work]]
+    phase: str, case: Case, times: Sequence[Sample[float]], work: Sequence[Sample[Work]], hook_ms: float = 0.0
 ) -> list[LayerTimes]:
     """Return the layers of a phase and what is left of it, or nothing where it has no layers.
 
     Args:
         phase: name of the phase.
-        batch_size: images at a time.
+        case: what was measured.
         times: milliseconds, a sample for each run of the phase.
         work: the same runs in one caption or training step, counted; empty to do without.
+        hook_ms: what the hooks add to a call of a layer.
     """
     if not times[0].layers:
         return []
-    rows = []
-    parts = [*((name, len(calls)) for name, calls in times[0].layers.items()), (UNATTRIBUTED, 1)]
     phase_ms = statistics.median(sample.total for sample in times)
-    for name, calls in parts:
-        done = [_work(sample, name) for sample in work]
+    parts = [(name, len(calls)) for name, calls in times[0].layers.items()]
+    parts += [(HOOKS, times[0].hooked)] if times[0].hooked else []
+    rows = []
+    for name, calls in [*parts, (UNATTRIBUTED, 1)]:
+        spent = [_ms(sample, name, hook_ms) for sample in times]
         # The medians of parts do not add up to the median of the whole, the shares of time do.
-        share = _share(times, name)
+        share = _share(times, spent)
         rows.append(
             LayerTimes(
                 name=name,
                 phase=phase,
-                batch_size=batch_size,
+                case=case,
                 calls=calls,
                 median_ms=share * phase_ms,
-                p95_ms=max(percentile_95([_ms(sample, name) for sample in times]), share * phase_ms),
+                p95_ms=max(percentile_95(spent), share * phase_ms),
                 share=share,
-                flops=statistics.median_low(w.flops for w in done) if done else None,
-                nbytes=statistics.median_low(w.nbytes for w in done) if done else None,
+                work=_typical_work([_work(sample, name) for sample in work]),
             )
         )
     return rows
 
 
-def _share(times: Sequence[Sample[float]], name: str) -> float:
+def _share(times: Sequence[Sample[float]], spent: Sequence[float]) -> float:
     """Return a layer's part of the time of the middle half of all runs, which leaves out those that were disturbed."""
     quarter = (len(times) + 1) // 4
-    typical = sorted(times, key=lambda sample: sample.total)[quarter : len(times) - quarter]
-    whole = sum(sample.total for sample in typical)
-    return sum(_ms(sample, name) for sample in typical) / whole if whole else 0.0
+    runs = sorted(zip(times, spent, strict=True), key=lambda run: run[0].total)[quarter : len(times) - quarter]
+    whole = sum(sample.total for sample, _ in runs)
+    return sum(part for _, part in runs) / whole if whole else 0.0
 
 
-def _ms(sample: Sample[float], name: str) -> float:
-    if name == UNATTRIBUTED:
-        return sample.total - sum(map(sum, sample.layers.values()))
-    return sum(sample.layers[name])
+def _ms(sample: Sample[float], name: str, hook_ms: float) -> float:
+    if name not in (HOOKS, UNATTRIBUTED):
+        return sum(sample.layers.get(name, []))
+    rest = sample.total - sum(map(sum, sample.layers.values()))
+    hooks = min(max(rest, 0.0), sample.hooked * hook_ms)
+    return hooks if name == HOOKS else rest - hooks
 
 
 def _work(sample: Sample[Work], name: str) -> Work:
+    if name == HOOKS:
+        return NOTHING
     if name == UNATTRIBUTED:
         return sample.total - sum((sum(calls, NOTHING) for calls in sample.layers.values()), NOTHING)
     return sum(sample.layers[name], NOTHING)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The figures people compare, at one batch size.
-
-    Attributes:
-        batch_size: images at a time.
-        images_per_s: whole captions, from file to tokens, or images of whole training steps.
-        tokens_per_s: new tokens in decode steps, all rows together, None where there was no step; in training the
-            tokens that are learned, which have a target.
-        ttft_ms: time to the first token, from the file on; None in training.
-        peak_memory_bytes: on a GPU what was allocated at most, else the process's largest size up to then.
-        flops: floating-point operations of the captions, or of the training step, of one batch; None where they were
-            not counted.
-        parameters: numbers that training changes.
-    """
-
-    batch_size: int
-    images_per_s: float
-    tokens_per_s: float | None
-    ttft_ms: float | None
-    peak_memory_bytes: int
-    flops: int | None
-    parameters: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the contract's record; two figures need the machine's limits, which are not measured yet."""
-        return {
-            "batch_size": self.batch_size,
-            "images_per_s": self.images_per_s,
-            "tokens_per_s": self.tokens_per_s,
-            "ttft_ms": self.ttft_ms,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "mfu": None,
-            "bandwidth_utilisation": None,
-            "flops": self.flops,
-            "parameters": self.parameters,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchResult:
-    """All that was found at one batch size.
-
-    Attributes:
-        phases: the parts of a caption or training step in their order, then the whole of it.
-        parts: the same phases as parts of that whole, and what is left of it.
-        layers: what the phases consist of; may be empty.
-        summary: the figures people compare.
-    """
-
-    phases: tuple[PhaseTimes, ...]
-    parts: tuple[LayerTimes, ...]
-    layers: tuple[LayerTimes, ...]
-    summary: Summary
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A whole benchmark."""
-
-    machine: dict[str, Any]
-    settings: dict[str, Any]
-    batches: tuple[BatchResult, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the contract's record; `summary` is of the first batch size, `summaries` are of all."""
-        summaries = [batch.summary.to_json() for batch in self.batches]
-        return {
-            "machine": self.machine,
-            "settings": self.settings,
-            "phases": [phase.to_json() for batch in self.batches for phase in batch.phases],
-            "layers": [
-                row.to_json() for batch in self.batches if batch.layers for row in (*batch.parts, *batch.layers)
-            ],
-            "summary": summaries[0],
-            "summaries": summaries,
-        }
+def _typical_work(done: Sequence[Work]) -> Work | None:
+    """Return the median over the runs; of the memory the most."""
+    if not done:
+        return None
+    return Work(
+        flops=statistics.median_low(work.flops for work in done),
+        nbytes=statistics.median_low(work.nbytes for work in done),
+        peak=max(work.peak for work in done),
+    )

@@ -1,34 +1,34 @@
-"""One benchmark: a workload is run at each batch size, timed phase by phase, then counted."""
+"""One benchmark: each model is loaded once, measured in each case, and compared."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmt_cli.benchmark.against import both, compare
 from mmt_cli.benchmark.caption import CaptionWorkload, synthetic_image
-from mmt_cli.benchmark.layers import MILLISECONDS, Sample, Stopwatch, clock_for
-from mmt_cli.benchmark.machine import describe_machine, peak_memory, reset_peak_memory
-from mmt_cli.benchmark.options import BenchOptions
-from mmt_cli.benchmark.results import BatchResult, PhaseTimes, Report, Summary, layer_rows
+from mmt_cli.benchmark.ceilings import Ceilings, measure_ceilings
+from mmt_cli.benchmark.cold import COLD_START, cold_starts
+from mmt_cli.benchmark.foreign import library
+from mmt_cli.benchmark.machine import describe_machine
+from mmt_cli.benchmark.measure import measure
+from mmt_cli.benchmark.options import BenchOptions, Case
+from mmt_cli.benchmark.report import Report, Result
+from mmt_cli.benchmark.results import PhaseTimes
+from mmt_cli.benchmark.subject import Subject, opened
 from mmt_cli.benchmark.train import TrainWorkload
-from mmt_cli.benchmark.work import Work, WorkCounter
-from mmt_cli.benchmark.workload import Workload, image_places
-from mmt_cli.captioning.captioner import Captioner
-from mmt_cli.checkpoint.parts import default_preprocessing
-from mmt_cli.decoding.options import GenerationOptions
-from mmt_cli.device import resolve_device, resolve_dtype
+from mmt_cli.benchmark.workload import Workload
 from mmt_cli.errors import UsageError, is_out_of_memory
 from mmt_cli.inputs.image import read_image
-from mmt_cli.model.config import ModelConfig
-from mmt_cli.model.presets import referenced_preset
-from mmt_cli.model.transformer import MultimodalTransformer, initialise
 
 _RUNS = {"caption": "captions", "train": "training steps"}
+Note = Callable[[str], None]
 
 
-def run_benchmark(options: BenchOptions, *, note: Callable[[str], None] = lambda _: None) -> Report:
+def run_benchmark(options: BenchOptions, *, note: Note = lambda _: None) -> Report:
     """Measure captioning or training.
 
     Args:
@@ -36,30 +36,83 @@ def run_benchmark(options: BenchOptions, *, note: Callable[[str], None] = lambda
         note: takes a line about what goes on.
 
     Raises:
-        ModelError: the checkpoint is missing or cannot be loaded.
+        ModelError: a checkpoint is missing or cannot be loaded.
         ImageError: the image cannot be read.
         UsageError: device or dtype do not exist here, settings without a preset, the tokens do not fit the context,
-            the batch not the memory.
+            the batch not the memory, or there is nothing to compare with.
     """
-    image = _image(options)
-    captioner = load(options)
-    batches = []
-    for batch_size in options.batch_sizes:
-        note(
-            f"batch {batch_size}: {options.warmup} warm-up and {options.repetitions} timed {_RUNS[options.phase]} "
-            f"of {options.model}"
-        )
-        try:
-            workload = _workload(captioner, image, options, batch_size)
-            batches.append(measure(workload, options))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UsageError(
-                f"out of memory (batch size {batch_size}, {captioner.device}); use a smaller -b"
-            ) from error
-    machine = describe_machine(workload.device, workload.dtype)
-    return Report(machine=machine, settings=options.to_json(), batches=tuple(batches))
+    if options.against:
+        library()
+    bench = _Bench(options, note)
+    results = [result for model in options.models for result in bench.model(model)]
+    return Report(machine=bench.machine, settings=options.to_json(), results=tuple(results))
+
+
+class _Bench:
+    """What the measurements of one benchmark share.
+
+    Attributes:
+        machine: what the first model ran on.
+        ceilings: what that can do at most; None without layers.
+    """
+
+    def __init__(self, options: BenchOptions, note: Note) -> None:
+        self._options = options
+        self._note = note
+        self._image = _image(options)
+        self.machine: dict[str, Any] = {}
+        self.ceilings: Ceilings | None = None
+
+    def model(self, reference: str) -> list[Result]:
+        """Measure one model in all its cases."""
+        cases = list(self._options.cases(reference))
+        with opened(reference, self._options) as subject:
+            cold = self._cold(subject, cases[0])
+            results = [self._case(subject, case) for case in cases]
+        if cold:
+            results = [_with_cold_start(result, cold.median_ms) for result in results]
+            results[0] = dataclasses.replace(results[0], phases=(cold, *results[0].phases))
+        return self._compared(results) if self._options.against else results
+
+    def _cold(self, subject: Subject, case: Case) -> PhaseTimes | None:
+        count = self._options.cold_starts
+        if not count or self._image is None:
+            return None
+        if subject.reference is None:
+            self._note(f"{case.model} has no tokenizer: no cold start")
+            return None
+        self._note(f"{case.model}: {count} cold start{'s' if count > 1 else ''}")
+        times = cold_starts(subject.reference, self._image, self._options, case.gen_tokens)
+        return PhaseTimes(name=COLD_START, case=dataclasses.replace(case, batch_size=1), samples_ms=tuple(times))
+
+    def _case(self, subject: Subject, case: Case) -> Result:
+        options = self._options
+        warm, timed = options.warmup, options.repetitions
+        self._note(f"{_named(case)}: {warm} warm-up and {timed} timed {_RUNS[options.phase]}")
+        with _naming_memory(case, subject.captioner.device):
+            workload = self._workload(subject, case)
+            if not self.machine:
+                self.machine = describe_machine(workload.device, workload.dtype)
+                self.ceilings = measure_ceilings(workload.device, workload.dtype) if options.layers else None
+            return measure(workload, options, self.ceilings)
+
+    def _workload(self, subject: Subject, case: Case) -> Workload:
+        if self._image is None:
+            return TrainWorkload(subject.captioner, self._options, case)
+        return CaptionWorkload(subject.captioner, self._image, self._options, case)
+
+    def _compared(self, results: list[Result]) -> list[Result]:
+        """Return the results of one model with what another implementation of it takes."""
+        assert self._image is not None, "only captions are compared"
+        found = []
+        with both(results[0].summary.case.model, self._options) as (captioner, foreign):
+            for result in results:
+                case = result.summary.case
+                self._note(f"{_named(case)}: {self._options.repetitions} rounds against {foreign.name}")
+                with _naming_memory(case, captioner.device):
+                    compared = compare(captioner, foreign, self._image, self._options, case)
+                found.append(dataclasses.replace(result, comparisons=tuple(compared)))
+        return found
 
 
 def _image(options: BenchOptions) -> bytes | Path | None:
@@ -71,98 +124,20 @@ def _image(options: BenchOptions) -> bytes | Path | None:
     return image
 
 
-def _workload(captioner: Captioner, image: bytes | Path | None, options: BenchOptions, batch_size: int) -> Workload:
-    if image is None:
-        return TrainWorkload(captioner, options, batch_size)
-    return CaptionWorkload(captioner, image, options, batch_size)
+def _with_cold_start(result: Result, cold_start_ms: float) -> Result:
+    return dataclasses.replace(result, summary=dataclasses.replace(result.summary, cold_start_ms=cold_start_ms))
 
 
-def load(options: BenchOptions) -> Captioner:
-    """Return the model with its preprocessing; a preset gets the weights that training would start from.
-
-    Raises:
-        ModelError: the checkpoint is missing or cannot be loaded.
-        UsageError: device or dtype do not exist here, settings without a preset, the text is too long for the model.
-    """
-    dtype = "float32" if options.phase == "train" else options.dtype
-    config = referenced_preset(options.model, options.settings)
-    if config is None:
-        captioner = Captioner.load(options.model, device=options.device, dtype=dtype, hub=options.hub)
-    else:
-        device = resolve_device(options.device)
-        torch.manual_seed(options.seed)
-        model = MultimodalTransformer(config)
-        initialise(model)
-        captioner = Captioner(
-            model=model.to(device, resolve_dtype(dtype, device)).eval().requires_grad_(False),
-            tokenizer=None,
-            preprocessing=default_preprocessing(config),
-            generation=GenerationOptions(),
-        )
-    _check_length(options, captioner.model.config)
-    return captioner
+def _named(case: Case) -> str:
+    return f"{case.model}, batch {case.batch_size}, {case.prompt_tokens} + {case.gen_tokens} tokens"
 
 
-def _check_length(options: BenchOptions, config: ModelConfig) -> None:
-    texts = [(config, options.text_length)]
-    if config.prompt_encoder is not None:
-        texts.append((config.of_prompt_encoder, options.prompt_tokens))
-    for reader, length in texts:
-        image, limit = len(image_places(reader)), reader.text.max_length
-        if image + length > limit:
-            among = f", {image} of it the image's" if image else ""
-            raise UsageError(
-                f"the text is too long (--prompt-tokens {options.prompt_tokens} and --gen-tokens {options.gen_tokens}, "
-                f"the model's context is {limit}{among}); lower one of them"
-            )
-
-
-def measure(workload: Workload, options: BenchOptions) -> BatchResult:
-    """Time the runs of one batch size, then count the work of one."""
-    clock = clock_for(workload.device)
-    warm: Stopwatch[Any, float] = Stopwatch(clock)
-    watch: Stopwatch[Any, float] = Stopwatch(clock)
-    with torch.inference_mode(not workload.trains):
-        for _ in range(options.warmup):
-            workload.run(warm)
-        reset_peak_memory(workload.device)
-        with watch.watching(workload.model) if options.layers else nullcontext():
-            for _ in range(options.repetitions):
-                workload.run(watch)
-    peak = peak_memory(workload.device)
-    counted = _count(workload) if options.layers else {}
-    names = [name for name in (*workload.parts, workload.whole) if name in watch.samples]
-    rows = {n: layer_rows(n, workload.batch_size, watch.samples[n], counted.get(n, ())) for n in names}
-    phases = tuple(
-        PhaseTimes(name=n, batch_size=workload.batch_size, samples_ms=tuple(s.total for s in watch.samples[n]))
-        for n in names
-    )
-    flops = counted[workload.whole][0].total.flops if counted else None
-    parts = tuple(rows.pop(workload.whole))
-    return BatchResult(
-        phases=phases,
-        parts=parts,
-        layers=tuple(row for found in rows.values() for row in found) if options.layers else (),
-        summary=_summary(workload, phases, peak, flops),
-    )
-
-
-def _count(workload: Workload) -> dict[str, list[Sample[Work]]]:
-    counter = WorkCounter(workload.model)
-    watch: Stopwatch[Work, Work] = Stopwatch(counter)
-    with torch.set_grad_enabled(workload.trains), counter, watch.watching(workload.model):
-        workload.run(watch)
-    return watch.samples
-
-
-def _summary(workload: Workload, phases: Sequence[PhaseTimes], peak: int, flops: int | None) -> Summary:
-    by_name = {phase.name: phase for phase in phases}
-    return Summary(
-        batch_size=workload.batch_size,
-        images_per_s=workload.batch_size / by_name[workload.whole].median_ms * MILLISECONDS,
-        tokens_per_s=workload.tokens_per_s(by_name),
-        ttft_ms=workload.ttft_ms(by_name),
-        peak_memory_bytes=peak,
-        flops=flops,
-        parameters=sum(parameter.numel() for parameter in workload.model.parameters()),
-    )
+@contextmanager
+def _naming_memory(case: Case, device: torch.device) -> Iterator[None]:
+    """Say in one line that memory was too small, and for what."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UsageError(f"out of memory (batch size {case.batch_size}, {device}); use a smaller -b") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmt_cli.benchmark.layers import MILLISECONDS, Stopwatch
-from mmt_cli.benchmark.options import BenchOptions
+from mmt_cli.benchmark.options import BenchOptions, Case
 from mmt_cli.benchmark.results import PhaseTimes
 from mmt_cli.benchmark.workload import image_places, random_questions, random_text
 from mmt_cli.captioning.captioner import Captioner
@@ -29,13 +29,14 @@ class TrainWorkload:
 
     whole = "train"
     parts: tuple[str, ...] = ("forward", "backward", "optimizer")
+    across: tuple[str, ...] = ()
     trains = True
 
-    def __init__(self, captioner: Captioner, options: BenchOptions, batch_size: int) -> None:
+    def __init__(self, captioner: Captioner, options: BenchOptions, case: Case) -> None:
         self.model, self.device = captioner.model.train().requires_grad_(True), captioner.device
         self.dtype = resolve_dtype(options.dtype, self.device)
-        self.batch_size = batch_size
-        config, length = self.model.config, options.text_length
+        self.case, batch_size = case, case.batch_size
+        config, length = self.model.config, options.text_length(case)
         generator = torch.Generator().manual_seed(options.seed)
         size = (config.vision.channels, config.vision.image_size, config.vision.image_size)
         self.pixels_BCHW = torch.randn(batch_size, *size, generator=generator).to(self.device)
@@ -44,7 +45,7 @@ class TrainWorkload:
         target = random_text(config, batch_size, length if config.cacheable else 1, options.seed + 1)
         self.target_BT = torch.tensor(target, device=self.device)
         self.target_BT[:, : len(image_places(config))] = IGNORED
-        questions_BP = random_questions(config, batch_size, options.prompt_tokens, options.seed)
+        questions_BP = random_questions(config, batch_size, case.prompt_tokens, options.seed)
         self.questions_BP = None if questions_BP is None else questions_BP.to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
 
@@ -68,7 +69,3 @@ class TrainWorkload:
     def tokens_per_s(self, phases: Mapping[str, PhaseTimes]) -> float | None:
         """Return tokens with a target."""
         return int((self.target_BT != IGNORED).sum()) / phases[self.whole].median_ms * MILLISECONDS
-
-    def ttft_ms(self, phases: Mapping[str, PhaseTimes]) -> float | None:
-        """Return None: training writes nothing."""
-        return None

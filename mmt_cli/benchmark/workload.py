@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmt_cli.benchmark.layers import Stopwatch
+from mmt_cli.benchmark.options import Case
 from mmt_cli.benchmark.results import PhaseTimes
 from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.transformer import MultimodalTransformer
@@ -19,29 +20,28 @@ class Workload(Protocol):
     Attributes:
         whole: name of the phase that a run is.
         parts: names of the phases inside it, in their order; one that does not happen is left out of reports.
+        across: names of measurements that go across these phases.
         trains: whether gradients are computed.
         model: what is measured.
         device: where it runs.
         dtype: what it computes in.
-        batch_size: images at a time.
+        case: batch size and lengths.
     """
 
     whole: str
     parts: tuple[str, ...]
+    across: tuple[str, ...]
     trains: bool
     model: MultimodalTransformer
     device: torch.device
     dtype: torch.dtype
-    batch_size: int
+    case: Case
 
     def run(self, watch: Stopwatch[Any, Any]) -> None:
         """Do the work once under the stopwatch; the caller turns gradients on or off."""
 
     def tokens_per_s(self, phases: Mapping[str, PhaseTimes]) -> float | None:
         """Return text tokens a second, all rows together; None where there are none."""
-
-    def ttft_ms(self, phases: Mapping[str, PhaseTimes]) -> float | None:
-        """Return the time to the first token, from the file on; None where nothing is written."""
 
 
 def image_places(config: ModelConfig, tokens: int | None = None) -> list[int]:

@@ -43,6 +43,7 @@ class Captioner:
         generation: GenerationOptions,
         source: Source | None = None,
         system: str | None = None,
+        quantize: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -50,6 +51,7 @@ class Captioner:
         self.generation = generation
         self.source = source
         self.system = system
+        self.quantize = quantize
 
     @classmethod
     def load(
@@ -60,6 +62,8 @@ class Captioner:
         dtype: str = "auto",
         tokenizer: str | None = None,
         hub: HubOptions | None = None,
+        quantize: str | None = None,
+        trainable: bool = False,
     ) -> "Captioner":
         """Load a checkpoint.
 
@@ -69,12 +73,22 @@ class Captioner:
             dtype: `auto`, `float32`, `bfloat16` or `float16`; auto is float32 on a CPU.
             tokenizer: a `tokenizer.json`, or a folder that holds one, for a checkpoint without.
             hub: how hub ids are resolved.
+            quantize: `int8` for weights and inputs of linear maps in 8 bits, on a CPU; `dtype` is that of the rest.
+            trainable: whether it is to be trained, so that its weights stay as they are defined.
 
         Raises:
             ModelError: the checkpoint is missing or cannot be loaded.
-            UsageError: device or dtype do not exist here.
+            UsageError: device or dtype do not exist here, or do not go with `quantize`.
         """
-        parts = load_parts(reference, device=device, dtype=dtype, tokenizer=tokenizer, hub=hub)
+        parts = load_parts(
+            reference,
+            device=device,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            hub=hub,
+            quantize=quantize,
+            trainable=trainable,
+        )
         return cls(**vars(parts))
 
     def adjusted(self, *, split: bool = True, system: str | None = None) -> "Captioner":
@@ -96,6 +110,7 @@ class Captioner:
             generation=self.generation,
             source=self.source,
             system=system,
+            quantize=self.quantize,
         )
 
     @property
@@ -112,6 +127,12 @@ class Captioner:
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def numbers(self) -> str:
+        """What the model computes in, in words: its dtype, and that of its linear maps where it is another."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return dtype if self.quantize is None else f"{self.quantize} and {dtype}"
 
     def fingerprint(self) -> str:
         """Return `name@` and the first 12 hex digits of the sha256 of the weights."""

@@ -12,6 +12,7 @@ from mmt_cli.errors import ConfigError, ModelError, UsageError
 from mmt_cli.inputs.preprocess import Preprocessing
 from mmt_cli.inputs.tokenizer import Tokenizer
 from mmt_cli.model.config import ModelConfig
+from mmt_cli.model.image_config import ConvTowerConfig
 
 TOKENIZER, PREPROCESSOR, GENERATION, CARD = "tokenizer.json", "preprocessor.json", "generation.json", "README.md"
 _PROCESSOR, _IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
@@ -87,7 +88,7 @@ def _typed(data: dict[str, Any], kind: dict[str, str]) -> dict[str, Any]:
 def default_preprocessing(config: ModelConfig) -> Preprocessing:
     """Return the preprocessing of a new model: EfficientNet-Lite's own for its tower, else pixels from -1 to 1."""
     size = config.vision.image_size
-    if config.vision.kind == "efficientnet_lite0":
+    if isinstance(config.vision, ConvTowerConfig):
         return Preprocessing(height=size, width=size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Preprocessing(height=size, width=size, mean=(0.5,) * 3, std=(0.5,) * 3)
 

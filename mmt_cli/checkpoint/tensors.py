@@ -5,7 +5,6 @@ joined, matrices that are transposed) is read without mapping it: mapped pages w
 """
 
 import ctypes
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -19,6 +18,7 @@ from torch import Tensor
 from mmt_cli.checkpoint.header import TensorInfo
 from mmt_cli.checkpoint.keymap import Origin
 from mmt_cli.errors import ModelError, shown
+from mmt_cli.model.pages import forget
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -132,7 +132,7 @@ class PickledFiles:
         stored_N = self.tensors[name].contiguous().view(-1)
         for piece_N, stored in zip(torch.split(out_N, _PIECE), torch.split(stored_N, _PIECE), strict=True):
             piece_N.copy_(stored)
-            _forget(stored)
+            forget(stored)
 
 
 def take(tensors: Tensors, origin: Origin, like: Tensor, dtype: torch.dtype, infos: Mapping[str, TensorInfo]) -> Tensor:
@@ -172,14 +172,3 @@ def _fill(file: FileIO, target: memoryview) -> None:
         if not read:
             raise OSError("it ends within a tensor")
         target = target[read:]
-
-
-def _forget(tensor: Tensor) -> None:
-    """Give a mapped file's pages back to the system, which can read them again; does nothing where it cannot."""
-    if not sys.platform.startswith("linux"):
-        return
-    page, dont_need = 4096, 4  # MADV_DONTNEED of mman.h
-    first = -(-tensor.data_ptr() // page) * page
-    last = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page
-    if last > first:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), dont_need)

@@ -74,6 +74,7 @@ class Request:
     workers: int | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    quantize: str | None
     threads: int | None
     seed: int
     quiet: bool
@@ -119,6 +120,7 @@ class Request:
     def given(self) -> dict[str, str]:
         """What was asked for, in words, for a report: options that were given and the model."""
         shown = {"model": self.model, "prompt": self.prompt, "system": self.system, "dtype": self.dtype}
+        shown["quantize"] = self.quantize
         shown |= {"prefix": self.prefix, "suffix": self.suffix, "seed": str(self.seed), "shard": self.shard}
         shown |= {name.replace("_", " "): str(value) for name, value in self.generation.items()}
         return {name: value for name, value in shown.items() if value}

@@ -156,6 +156,7 @@ def _settings(
         "system": request.system,
         "split": not request.no_split,
         "dtype": str(captioner.dtype).removeprefix("torch."),
+        "quantize": request.quantize,
         "prefix": request.prefix,
         "suffix": request.suffix,
         "seed": request.seed,

@@ -32,7 +32,12 @@ def load(request: Request) -> Captioner:
     set_threads(request.threads)
     hub = console.hub_options(revision=request.revision, offline=request.offline, quiet=request.quiet)
     captioner = Captioner.load(
-        request.model, device=request.device, dtype=request.dtype, tokenizer=request.tokenizer, hub=hub
+        request.model,
+        device=request.device,
+        dtype=request.dtype,
+        tokenizer=request.tokenizer,
+        hub=hub,
+        quantize=request.quantize,
     )
     return captioner.adjusted(split=not request.no_split, system=request.system)
 
@@ -151,6 +156,6 @@ class Summary:
 
     @property
     def _where(self) -> str:
-        dtype = str(self.captioner.dtype).removeprefix("torch.")
+        numbers = self.captioner.numbers
         batch = f", batches of {self.tally.batch_size}" if self.tally.batch_size > 1 else ""
-        return f"{self.captioner.device}, {dtype}{batch}"
+        return f"{self.captioner.device}, {numbers}{batch}"

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from mmt_cli.cli import console
-from mmt_cli.errors import MmtError
+from mmt_cli.errors import MmtError, ToldElsewhereError
 
 SIGPIPE_CODE, SIGTERM_CODE, INTERRUPT_CODE = 141, 143, 130
 # typer.BadParameter -> its UsageError -> the base of all errors of the parser, which typer does not export.
@@ -29,13 +29,27 @@ class Outcome:
     line: str | None = None
 
 
+class EndedBySignal(BaseException):
+    """A signal ended the run, and there is more to say than that."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
 def describe(error: BaseException) -> Outcome:
     """Return the exit code and the line that belong to whatever ended the run."""
     match error:
         case MmtError():
             return Outcome(code=error.exit_code, line=f"mmt: error: {error}")
+        case ToldElsewhereError():
+            return Outcome(code=describe(error.reason).code)
+        case EndedBySignal():
+            terminated = error.number == signal.SIGTERM
+            code, what = (SIGTERM_CODE, "terminated") if terminated else (INTERRUPT_CODE, "interrupted")
+            return Outcome(code=code, line=f"mmt: {what}; {error}")
         case KeyboardInterrupt():
-            return Outcome(code=INTERRUPT_CODE, line="mmt: interrupted")
+            return Outcome(code=INTERRUPT_CODE, line="; ".join(["mmt: interrupted", *map(str, error.args)]))
         case SystemExit(code=code) if code == SIGTERM_CODE:
             return Outcome(code=SIGTERM_CODE, line="mmt: terminated")
         case BrokenPipeError():

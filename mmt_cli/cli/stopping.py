@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Self
 
-from mmt_cli.cli.outcome import SIGTERM_CODE
+from mmt_cli.cli.outcome import EndedBySignal
 
 
 class Stopping:
@@ -37,11 +37,10 @@ class Stopping:
         """End the process as the signal asks, if one came.
 
         Raises:
-            KeyboardInterrupt: for Ctrl-C, with this text.
-            SystemExit: for SIGTERM.
+            EndedBySignal: with this text.
         """
         if self._signal is not None:
-            raise _ending(self._signal, how_to_go_on)
+            raise EndedBySignal(self._signal, how_to_go_on)
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -53,9 +52,5 @@ class Stopping:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is not None or not self._busy:
-            raise _ending(number, "")
+            raise EndedBySignal(number, "stopped at once; what is written is whole")
         self._signal = number
-
-
-def _ending(number: int, text: str) -> BaseException:
-    return SystemExit(SIGTERM_CODE) if number == signal.SIGTERM else KeyboardInterrupt(*([text] if text else []))

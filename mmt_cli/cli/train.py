@@ -1,128 +1,72 @@
 """`mmt train`: parse, call, print."""
 
-from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from mmt_cli.cli import console
-from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads, choice, flag, parse_settings, real, text, whole
+from mmt_cli.cli import train_options as given
+from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads
+from mmt_cli.cli.train_curves import Curves
+from mmt_cli.cli.train_findings import problems_listed, show_left_out
 from mmt_cli.cli.train_progress import TrainProgress
-from mmt_cli.training.options import TrainOptions
+from mmt_cli.cli.train_stopping import TrainStopping
+from mmt_cli.training.options import ScoreOptions, TrainOptions
 
-DATA, START, RECIPE, RUN = "Data and output", "Start from", "Recipe", "Run"
-
-
-Data = Annotated[
-    list[str],
-    typer.Argument(metavar="DATA", help="Tar shards, .jsonl, folders with .txt files; for language also .txt[.gz]."),
-]
-Out = Annotated[str, text("--out", "-o", section=DATA, metavar="DIR", help="Checkpoint folder to write.")]
-Val = Annotated[list[str] | None, text("--val", section=DATA, metavar="DATA", help="Data to score on; may come again.")]
-
-Preset = Annotated[
-    str | None, text("--preset", section=START, metavar="NAME", help="Shape of a new model, such as mini.")
-]
-Config = Annotated[str | None, text("--config", section=START, metavar="FILE", help="Model configuration in TOML.")]
-Init = Annotated[str | None, text("--init", section=START, metavar="MODEL", help="Trained model to go on from.")]
-VisionInit = Annotated[
-    str | None, text("--vision-init", section=START, metavar="FILE", help="Weights of the image tower alone.")
-]
-Tokenizer = Annotated[
-    str | None, text("--tokenizer", section=START, metavar="PATH", help="Tokenizer; else one is trained.")
-]
-Settings = Annotated[
-    list[str] | None, text("--set", section=START, metavar="KEY=VALUE", help="Change the preset; may come again.")
-]
-
-Epochs = Annotated[float, real("--epochs", section=RECIPE, help="Times each image is seen.")]
-Steps = Annotated[int | None, whole("--steps", minimum=1, section=RECIPE, help="Optimizer steps, instead of epochs.")]
-BatchSize = Annotated[
-    int, whole("--batch-size", "-b", minimum=1, section=RECIPE, help="Images a step, with all their captions.")
-]
-Lr = Annotated[float, real("--lr", section=RECIPE, help="Highest learning rate.")]
-Warmup = Annotated[int, whole("--warmup", minimum=0, section=RECIPE, help="Steps to reach it; then a cosine.")]
-WeightDecay = Annotated[float, real("--weight-decay", section=RECIPE, help="AdamW's, on matrices.")]
-GradClip = Annotated[float, real("--grad-clip", section=RECIPE, help="Largest norm of the gradient.")]
-LabelSmoothing = Annotated[
-    float, real("--label-smoothing", section=RECIPE, help="Share of probability spread over all words.")
-]
-Dropout = Annotated[float | None, real("--dropout", section=RECIPE, help="In every block.  [default: the model's]")]
-Precision = Annotated[
-    Literal["float32", "bfloat16"],
-    choice("--precision", choices=("float32", "bfloat16"), section=RECIPE, help="bfloat16: autocast."),
-]
-Freeze = Annotated[
-    Literal["none", "vision", "text"],
-    choice("--freeze", choices=("none", "vision", "text"), section=RECIPE, help="Part that keeps its weights."),
-]
-Objective = Annotated[
-    Literal["caption", "caption+contrastive", "masked", "language"],
-    choice(
-        "--objective",
-        choices=("caption", "caption+contrastive", "masked", "language"),
-        section=RECIPE,
-        metavar="NAME",
-        help="caption, caption+contrastive, masked or language (text alone).",
-    ),
-]
-CacheFeatures = Annotated[
-    bool, flag("--cache-features", section=RECIPE, help="Keep what a frozen tower sees on the disk.")
-]
-GradCheckpointing = Annotated[
-    bool, flag("--grad-checkpointing", section=RECIPE, help="Less memory: run each block twice.")
-]
-EvalEvery = Annotated[
-    int | None, whole("--eval-every", minimum=1, section=RUN, help="Steps between scores.  [default: one epoch]")
-]
-SaveFormat = Annotated[
-    Literal["auto", "mmt", "hf"],
-    choice(
-        "--save-format",
-        choices=("auto", "mmt", "hf"),
-        section=RUN,
-        help="Of DIR; auto: hf for models from a Hugging Face folder.",
-    ),
-]
-SaveDtype = Annotated[
-    Literal["float32", "bfloat16", "float16"],
-    choice(
-        "--save-dtype",
-        choices=("float32", "bfloat16", "float16"),
-        section=RUN,
-        metavar="NAME",
-        help="Of matrices in DIR.",
-    ),
-]
+if TYPE_CHECKING:
+    from mmt_cli.training.loop import Event, Trainer
 
 
 def train(
-    data: Data,
-    out: Out,
-    val: Val = None,
-    preset: Preset = None,
-    config: Config = None,
-    init: Init = None,
-    vision_init: VisionInit = None,
-    tokenizer: Tokenizer = None,
-    set_: Settings = None,
-    epochs: Epochs = 10,
-    steps: Steps = None,
-    batch_size: BatchSize = 32,
-    lr: Lr = 5e-4,
-    warmup: Warmup = 200,
-    weight_decay: WeightDecay = 0.05,
-    grad_clip: GradClip = 1.0,
-    label_smoothing: LabelSmoothing = 0.1,
-    dropout: Dropout = None,
-    precision: Precision = "float32",
-    freeze: Freeze = "none",
-    objective: Objective = "caption",
-    cache_features: CacheFeatures = False,
-    grad_checkpointing: GradCheckpointing = False,
-    eval_every: EvalEvery = None,
-    save_format: SaveFormat = "auto",
-    save_dtype: SaveDtype = "float32",
+    data: given.Data = None,
+    out: given.Out = None,
+    val: given.Val = None,
+    images: given.Images = None,
+    max_errors: given.MaxErrors = None,
+    shuffle_buffer: given.ShuffleBuffer = None,
+    augment: given.Augment = None,
+    preset: given.Preset = None,
+    config: given.Config = None,
+    init: given.Init = None,
+    vision_init: given.VisionInit = None,
+    tokenizer: given.Tokenizer = None,
+    set_: given.Settings = None,
+    epochs: given.Epochs = 10,
+    steps: given.Steps = None,
+    batch_size: given.BatchSize = 32,
+    grad_accum: given.GradAccum = 1,
+    lr: given.Lr = 5e-4,
+    warmup: given.Warmup = 200,
+    schedule: given.Schedule = "cosine",
+    weight_decay: given.WeightDecay = 0.05,
+    grad_clip: given.GradClip = 1.0,
+    label_smoothing: given.LabelSmoothing = 0.1,
+    dropout: given.Dropout = None,
+    ema: given.Ema = None,
+    lora: given.Lora = None,
+    lora_targets: given.LoraTargets = None,
+    precision: given.Precision = "float32",
+    freeze: given.Freeze = "none",
+    objective: given.Objective = "caption",
+    sample_temperature: given.SampleTemperature = 1.0,
+    cache_features: given.CacheFeatures = False,
+    grad_checkpointing: given.GradCheckpointing = False,
+    compile_: given.Compile = False,
+    eval_only: given.EvalOnly = False,
+    eval_every: given.EvalEvery = None,
+    early_stop: given.EarlyStop = None,
+    save_every: given.SaveEvery = None,
+    keep: given.Keep = 1,
+    keep_best: given.KeepBest = 1,
+    resume: given.Resume = None,
+    report_to: given.ReportTo = "none",
+    parallel: given.Parallel = None,
+    save_format: given.SaveFormat = "auto",
+    save_dtype: given.SaveDtype = "float32",
+    format_: given.Format = "text",
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -130,52 +74,64 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a captioning model on images with captions."""
-    options = TrainOptions(
-        data=tuple(data),
-        out=Path(out),
-        val=tuple(val or ()),
-        preset=preset,
-        config=_path(config),
-        init=init,
-        settings=parse_settings(set_ or []),
-        vision_init=_path(vision_init),
-        tokenizer=tokenizer,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        grad_clip=grad_clip,
-        label_smoothing=label_smoothing,
-        dropout=dropout,
-        precision=precision,
-        freeze=freeze,
-        objective=objective,
-        cache_features=cache_features,
-        grad_checkpointing=grad_checkpointing,
-        eval_every=eval_every,
-        save_format=save_format,
-        save_dtype=save_dtype,
-        device=device,
-        seed=seed,
-    )
-    _run(options, threads=threads, quiet=quiet)
+    values = dict(locals())
+    threads, quiet, eval_only, format_ = (values.pop(name) for name in ("threads", "quiet", "eval_only", "format_"))
+    del values["debug"]
+    if eval_only:
+        _score(given.score_options(values), threads=threads, quiet=quiet, as_json=format_ == "json")
+    else:
+        _run(given.train_options(values), threads=threads, quiet=quiet)
+
+
+def _score(options: ScoreOptions, *, threads: int | None, quiet: bool, as_json: bool) -> None:
+    from mmt_cli.device import set_threads
+    from mmt_cli.training.scoring import score
+
+    set_threads(threads)
+    with problems_listed():
+        scored = score(options)
+    show_left_out(scored.findings, quiet=quiet)
+    if as_json:
+        found = {"model": scored.model, "data": list(options.val), "images": scored.count, "figures": scored.figures}
+        console.emit(json.dumps(found) + "\n")
+    else:
+        console.emit("".join(f"{name}\t{value:.2f}\n" for name, value in scored.figures.items()))
 
 
 def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's: each process would warn of what it is meant to do
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from mmt_cli.device import keep_freed_memory, set_threads
-    from mmt_cli.training.loop import Trainer
+    from mmt_cli.training.distributed import joined
+    from mmt_cli.training.loop import Stopped, Trainer
 
     if not options.grad_checkpointing:  # what is kept lies in pieces: recomputing then takes twice the memory
         keep_freed_memory()
     set_threads(threads)
-    trainer = Trainer(options)
+    stopping = TrainStopping()
+    with joined(options) as (world, placed):
+        with problems_listed() if world.leads else nullcontext():
+            trainer = Trainer(placed, stopping.wish, world)
+        with stopping:
+            [last] = deque(_shown(trainer, quiet=quiet) if world.leads else trainer.run(), maxlen=1)
+            if isinstance(last, Stopped) and last.wished:
+                world.meet()  # torchrun ends the others when one has ended
+                stopping.end(f"step {last.step} is saved; go on with the same command and --resume auto")
+    if world.leads:
+        console.emit(f"{options.out}\n")
+
+
+def _shown(trainer: "Trainer", *, quiet: bool) -> Iterator["Event"]:
+    """Run the trainer and show what happens."""
+    from mmt_cli.training.loop import Evaluated
+
+    for findings in trainer.task.findings:
+        show_left_out(findings, quiet=quiet)
     with TrainProgress(quiet=quiet) as progress:
+        curves = Curves(trainer.options.out, quiet=quiet)
         for event in trainer.run():
             progress.show(event)
-    console.emit(f"{options.out}\n")
-
-
-def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name)
+            if isinstance(event, Evaluated):
+                curves.draw_now_and_then()
+            yield event
+        curves.draw()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mmt_cli.training.images import Prepared
-    from mmt_cli.training.loop import Evaluated, Event, Started, Stepped
+    from mmt_cli.training.loop import Evaluated, Event, Started, Stepped, Stopped
 
 SAMPLES = 3  # captions shown at each evaluation
 _FIGURES = {  # of an evaluation, in the order shown
@@ -32,6 +32,7 @@ class TrainProgress:
         self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Progress | None = None
         self._tenths = 0  # of the features, as last told
+        self._best = ""  # figures of the best checkpoint
 
     def __enter__(self) -> Self:
         return self
@@ -49,6 +50,7 @@ class TrainProgress:
             "Prepared": self._prepared,
             "Stepped": self._stepped,
             "Evaluated": self._evaluated,
+            "Stopped": self._stopped,
         }
         handlers[type(event).__name__](event)  # type: ignore[operator]
 
@@ -64,9 +66,11 @@ class TrainProgress:
             f"{event.train_count:,} training {event.unit}, {event.val_count:,} validation {event.unit}, "
             f"{event.parameters / 1e6:.1f} M parameters ({event.trainable / 1e6:.1f} M trained), {event.steps:,} steps"
         )
+        if event.done:
+            self._note(f"going on behind step {event.done:,}")
         if self._live:
             self._bar = _bar()
-            self._task = self._bar.add_task("", total=event.steps, figures="")
+            self._task = self._bar.add_task("", total=event.steps, completed=event.done, figures="")
             self._features = self._bar.add_task("", total=None, figures="features", visible=False)
             self._bar.start()
 
@@ -83,8 +87,9 @@ class TrainProgress:
     def _stepped(self, event: "Stepped") -> None:
         parts = "".join(f"  {name.replace('_', ' ')} {value:.3f}" for name, value in event.parts.items())
         figures = f"loss {event.loss:.3f}{parts}  {event.per_s:.0f} {self._unit}/s"
+        shown = f"{figures}  {event.memory / 2**30:.1f} GiB{self._best}"
         if self._bar:
-            self._bar.update(self._task, completed=event.step, figures=figures)
+            self._bar.update(self._task, completed=event.step, figures=shown)
         elif event.logged:
             self._note(f"step {event.step}/{self._steps}  {figures}")
 
@@ -94,9 +99,15 @@ class TrainProgress:
         figures = "  ".join(
             text.format(scores.figures[name]) for name, text in _FIGURES.items() if name in scores.figures
         )
+        if event.best:
+            self._best = f"  best {figures.partition('  ')[0]}"
         self._note(f"step {event.step}: {figures}{mark}")
         for caption in scores.captions[:SAMPLES]:
             self._note(f"    {caption}")
+
+    def _stopped(self, event: "Stopped") -> None:
+        if not event.wished:
+            self._note(f"step {event.step}: no new best any more; the run ends")
 
 
 def _bar() -> "Progress":

@@ -80,10 +80,11 @@ def show(view: View, output_format: Format) -> None:
     elif output_format == "md":
         console.emit(_markdown(view))
     else:
-        tables.show(tables.cell(view.title, style="bold"), *(_drawn(part) for part in view.parts()))
+        tables.show(tables.cell(view.title, style="bold"), *(drawn(part) for part in view.parts()))
 
 
-def _drawn(part: Sheet | Lines | str) -> "Table | Text":
+def drawn(part: Sheet | Lines | str) -> "Table | Text":
+    """Return a part as rich draws it."""
     if isinstance(part, str):
         return tables.cell(part)
     if isinstance(part, Lines):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.context import Context
-from mmt_cli.model.kernels import build_kernel, full_attention
+from mmt_cli.model.kernels import MemoryAttention, build_kernel
 from mmt_cli.model.layers import Linear, build_linear, build_norm
 from mmt_cli.model.rotary import rotate
 
@@ -68,12 +68,18 @@ class CrossAttention(Attention):
         self.q = Linear(config.width, heads_width, bias=config.qkv_bias)
         self.kv = Linear(memory_width, 2 * config.kv_heads * config.head_width, bias=config.qkv_bias)
         self.out = Linear(heads_width, config.width, bias=config.out_bias)
+        self.kernel = MemoryAttention()
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return BLD."""
         k_BGME, v_BGME = self._memory(context)
         q_BHLE = self.q_norm(self.split(self.q(x_BLD, context)))
-        attended_BHLE = full_attention(q_BHLE, k_BGME, v_BGME, context.memory_mask_B11M, self.dropout_now)
+        shared, length = len(q_BHLE) // max(len(k_BGME), 1), q_BHLE.shape[2]
+        if shared > 1:  # rows that have one image are queries of one row of its memory, which is read once
+            q_BHLE = q_BHLE.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
+        attended_BHLE = self.kernel(q_BHLE, k_BGME, v_BGME, context.memory_mask_B11M, self.dropout_now)
+        if shared > 1:
+            attended_BHLE = attended_BHLE.unflatten(2, (shared, length)).transpose(1, 2).flatten(0, 1)
         return cast("Tensor", self.out(attended_BHLE.transpose(1, 2).flatten(2), context))
 
     def _memory(self, context: Context) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Keys and values of the tokens already read, in memory taken once.
 
 The model writes behind `length`; only decoding advances, trims or reorders.
-B batch, R rows after reordering, H heads, K slots, L new tokens, T text tokens, E head width, M memory (image) tokens,
-F random features, D width.
+B batch, R rows after reordering, G rows of the memory, H heads, K slots, L new tokens, T text tokens, E head width,
+M memory (image) tokens, F random features, D width.
 """
 
 import dataclasses
@@ -113,13 +113,13 @@ class LayerCache:
         assert self.memory is not None, "nothing written yet"
         return self.memory[0].read(self.memory_length), self.memory[1].read(self.memory_length)
 
-    def reorder(self, row_R: Tensor, length: int, *, same_image: bool) -> None:
-        """Keep these rows, in this order; the memory's rows stay when each row keeps its image."""
+    def reorder(self, row_R: Tensor, length: int, memory_row_G: Tensor | None = None) -> None:
+        """Keep these rows, in this order, and those of the memory; None leaves the memory as it is."""
         for slots in self.sequence or ():
             slots.reorder(row_R, length)
-        if not same_image:
+        if memory_row_G is not None:
             for slots in self.memory or ():
-                slots.reorder(row_R, self.memory_length)
+                slots.reorder(memory_row_G, self.memory_length)
         if self.sums is not None:
             self.sums.reorder(row_R)
 
@@ -146,10 +146,11 @@ class KVCache:
         self.layers = [LayerCache(capacity, slots) for _ in range(num_layers)]
         self.position_B = position_B  # of the next text token in each row
         self.image_B = torch.arange(len(position_B), device=position_B.device)
+        self.memory_image_G = self.image_B  # of each row of the memory, which stands for as many rows as all others
         self.tokens: Tokens | None = None  # of all slots
         self.text_sum_BTD: Tensor | None = None  # for gates: running sums of the text
         self.image_mean_BD: Tensor | None = None
-        self.memory_mask_B11M: Tensor | None = None  # False at padding of what cross-attention looks at
+        self.memory_mask_G11M: Tensor | None = None  # False at padding of what cross-attention looks at
 
     def write_tokens(self, new: Tokens) -> Tokens:
         """Store the facts about new tokens behind `length`; return those about all keys up to there."""
@@ -193,11 +194,9 @@ class KVCache:
 
     def reorder(self, row_R: Tensor) -> None:
         """Keep these rows, in this order; a row may come several times (beams) or not at all (finished)."""
-        image_R = self.image_B[row_R]
-        same_image = torch.equal(image_R, self.image_B)
+        memory_row_G = self._reorder_images(self.image_B[row_R])
         for layer in self.layers:
-            layer.reorder(row_R, self.length, same_image=same_image)
-        self.image_B = image_R
+            layer.reorder(row_R, self.length, memory_row_G)
         self.position_B = self.position_B[row_R]
         if self.tokens is not None:
             kept, valid_BL = self.tokens, self.tokens.valid_BL
@@ -213,8 +212,26 @@ class KVCache:
             self.image_mean_BD = self.image_mean_BD[row_R]
         if isinstance(self.start.placeholders, Tensor):
             self.start = dataclasses.replace(self.start, placeholders=self.start.placeholders[row_R])
-        if self.memory_mask_B11M is not None:
-            self.memory_mask_B11M = self.memory_mask_B11M[row_R]
+        if self.memory_mask_G11M is not None and memory_row_G is not None:
+            self.memory_mask_G11M = self.memory_mask_G11M[memory_row_G]
+
+    def _reorder_images(self, image_R: Tensor) -> Tensor | None:
+        """Note which image each row has from now on; return the rows of the memory to keep, None for all as they are.
+
+        Rows that follow each other and have one image, as beams do, share a row of the memory, where all images have
+        as many of them: so the memory is read once for each image.
+        """
+        if torch.equal(image_R, self.image_B):
+            return None
+        self.image_B = image_R
+        image_G, count_G = torch.unique_consecutive(image_R, return_counts=True)
+        if len(image_G.unique()) < len(image_G) or len(count_G.unique()) > 1:
+            image_G = image_R
+        if torch.equal(image_G, self.memory_image_G):
+            return None
+        row_G: Tensor = (self.memory_image_G == image_G[:, None]).int().argmax(dim=1)
+        self.memory_image_G = image_G
+        return row_G
 
     def _empty(self, like: Tokens) -> Tokens:
         """Return room for the facts about all slots; padding can come with the first tokens alone."""

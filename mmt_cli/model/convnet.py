@@ -1,15 +1,16 @@
-"""EfficientNet-Lite0's feature extractor (Tan & Le 2019; the Lite variants drop squeeze-excitation and use ReLU6).
+"""EfficientNet-Lite's feature extractor (Tan & Le 2019; the Lite variants drop squeeze-excitation and use ReLU6).
 
 B batch, C channels, H height, W width.
 """
 
+import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Per stage: expansion, kernel, stride of the first block, output channels, number of blocks.
+# Of Lite0, per stage: expansion, kernel, stride of the first block, output channels, number of blocks.
 STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -21,6 +22,10 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1_280
+# What the channels and the blocks of each stage are multiplied by; stem and head stay, as do the single blocks at
+# both ends.
+SCALES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
+_CHANNEL_STEP = 8  # channels of a stage are a multiple of this
 
 
 class ConvNorm(nn.Module):
@@ -88,16 +93,21 @@ class InvertedResidual(nn.Module):
         return x_BCHW + y_BCHW if self.skip else y_BCHW
 
 
-class EfficientNetLite0(nn.Module):
-    """Pixels to the last feature map: a 32nd of each side, 1,280 channels, 3.4 million parameters."""
+class EfficientNetLite(nn.Module):
+    """Pixels to the last feature map: a 32nd of each side, 1,280 channels.
 
-    def __init__(self) -> None:
+    Lite0, 1 and 2 have 3.4, 4.1 and 4.8 million parameters.
+    """
+
+    def __init__(self, kind: str) -> None:
         super().__init__()
+        width, depth = SCALES[kind]
         self.stem = ConvNorm(3, STEM_CHANNELS, kernel=3, stride=2)
         self.blocks = nn.ModuleList()
         channels = STEM_CHANNELS
-        for expansion, kernel, first_stride, out_channels, repeats in STAGES:
-            for index in range(repeats):
+        for expansion, kernel, first_stride, lite0_channels, repeats in STAGES:
+            out_channels = _scaled(lite0_channels, width)
+            for index in range(repeats if repeats == 1 else math.ceil(repeats * depth)):
                 stride = first_stride if index == 0 else 1
                 block = InvertedResidual(channels, out_channels, expansion=expansion, kernel=kernel, stride=stride)
                 self.blocks.append(block)
@@ -110,3 +120,10 @@ class EfficientNetLite0(nn.Module):
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
         return cast("Tensor", self.head(x_BCHW))
+
+
+def _scaled(channels: int, factor: float) -> int:
+    """Return the scaled channels, rounded to a multiple of `_CHANNEL_STEP`, but never down by more than a tenth."""
+    wanted = channels * factor
+    rounded = max(_CHANNEL_STEP, int(wanted + _CHANNEL_STEP / 2) // _CHANNEL_STEP * _CHANNEL_STEP)
+    return rounded + _CHANNEL_STEP if rounded < 0.9 * wanted else rounded

@@ -96,7 +96,7 @@ class Fusion(nn.Module):
             readout=slice(0, length),
             start=start,
             place_BLA=text_places(self.axes, position_BT, start.rotary) if self.axes else None,
-            memory_mask_B11M=cache.memory_mask_B11M,
+            memory_mask_B11M=cache.memory_mask_G11M,
             summary_BLS=summary_BTS,
             text_sum_BTD=sum_BTD,
         )
@@ -143,8 +143,7 @@ def words(
 
 def no_image(embedding: TextEmbedding, token_ids_BT: Tensor) -> ImageTokens:
     """Return images without a token."""
-    weight = embedding.tokens.weight
-    return ImageTokens(x_BND=weight.new_zeros(len(token_ids_BT), 0, weight.shape[1]), grid=None)
+    return ImageTokens(x_BND=embedding.tokens(token_ids_BT[:, :0]), grid=None)
 
 
 def image_mean(image: ImageTokens) -> Tensor:

@@ -101,9 +101,9 @@ class PatchTowerConfig(TowerBaseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvTowerConfig(TowerBaseConfig):
-    """EfficientNet-Lite0 without its classifier; the last feature map's cells are the image tokens."""
+    """EfficientNet-Lite without its classifier; the last feature map's cells are the image tokens."""
 
-    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    kind: Literal["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"] = "efficientnet_lite0"
     image_size: int = bounded(32, 2_048, 224)
     class_token: ClassVar[bool] = False
     extra_tokens: ClassVar[int] = 0

@@ -54,6 +54,16 @@ class FullAttention(Kernel):
         return full_attention(q_BHQE, k_BGKE, v_BGKE, visibility.mask(), dropout)
 
 
+class MemoryAttention(nn.Module):
+    """Softmax attention of the sequence to a memory beside it: no order, padding of the memory alone is hidden."""
+
+    def forward(
+        self, q_BHQE: Tensor, k_BGME: Tensor, v_BGME: Tensor, mask_B11M: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Return the attended values, BHQE; the arguments are those of `full_attention`."""
+        return full_attention(q_BHQE, k_BGME, v_BGME, mask_B11M, dropout)
+
+
 def full_attention(q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1QK: Tensor | None, dropout: float) -> Tensor:
     """Softmax attention under a mask: bool, True where a query sees a key, or float, to be added to the scores."""
     heads, shared = q_BHQE.shape[1], k_BGKE.shape[1]

@@ -7,13 +7,22 @@ from mmt_cli.model.block_config import (
     PerformerKernelConfig,
     SlidingWindowKernelConfig,
 )
-from mmt_cli.model.kernel_full import FullAttention, Kernel, full_attention
+from mmt_cli.model.kernel_full import FullAttention, Kernel, MemoryAttention, full_attention
 from mmt_cli.model.kernel_linformer import Linformer
 from mmt_cli.model.kernel_performer import Performer
 from mmt_cli.model.kernel_window import SlidingWindow
 from mmt_cli.model.mask import Window
 
-__all__ = ["FullAttention", "Kernel", "Linformer", "Performer", "SlidingWindow", "build_kernel", "full_attention"]
+__all__ = [
+    "FullAttention",
+    "Kernel",
+    "Linformer",
+    "MemoryAttention",
+    "Performer",
+    "SlidingWindow",
+    "build_kernel",
+    "full_attention",
+]
 
 
 def build_kernel(config: BlockConfig, *, num_tokens: int | None) -> Kernel:

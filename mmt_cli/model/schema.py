@@ -115,7 +115,7 @@ def _value(value: object, hint: Any, path: str) -> object:
         return value
     if len(configs) == 1:
         return _build(configs[0], value, path)
-    kinds = {typing.get_args(typing.get_type_hints(c)["kind"])[0]: c for c in configs}
+    kinds = {kind: c for c in configs for kind in typing.get_args(typing.get_type_hints(c)["kind"])}
     kind = value.get("kind", next(iter(kinds)))
     if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"unknown kind ({path}.kind {shown(kind)}, known: {', '.join(kinds)}); choose one of them")

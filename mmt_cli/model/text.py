@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.config import TextConfig
@@ -96,7 +95,8 @@ class VocabularyHead(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Return logits_BLV, float32 whatever the model computes in."""
         x_BLD = self.norm(self.transform(x_BLD))
-        return functional.linear(x_BLD, self.projection.weight, self.projection.bias).float()
+        logits_BLV: Tensor = self.projection(x_BLD)
+        return logits_BLV.float()
 
 
 class HeadTransform(nn.Module):

@@ -137,7 +137,7 @@ class MultimodalTransformer(nn.Module):
             slots=SLOTS[self.config.text.cache],
         )
         cache.image_mean_BD = fused.image_mean_BD
-        cache.memory_mask_B11M = fused.memory_mask_B11M
+        cache.memory_mask_G11M = fused.memory_mask_B11M
         x_BTD = self.run(fused, cache)
         cache.length = fused.x_BLD.shape[1]
         last_B1D = x_BTD[torch.arange(batch, device=x_BTD.device), count_B - 1][:, None]

@@ -11,7 +11,7 @@ from mmt_cli.model.block import MergingBlock, plain_block
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.config import ModelConfig, TowerConfig
 from mmt_cli.model.context import Context, ImageTokens
-from mmt_cli.model.convnet import EfficientNetLite0
+from mmt_cli.model.convnet import EfficientNetLite
 from mmt_cli.model.davit import DaViTTower
 from mmt_cli.model.davit_config import DaViTConfig, Florence2ConnectorConfig
 from mmt_cli.model.florence_connector import Florence2Connector
@@ -131,7 +131,7 @@ class ConvTower(nn.Module):
 
     def __init__(self, config: ConvTowerConfig) -> None:
         super().__init__()
-        self.features = EfficientNetLite0()
+        self.features = EfficientNetLite(config.kind)
 
     def forward(self, pixels_BCHW: Tensor) -> ImageTokens:
         """Return image tokens: on 224 pixels a square, 7 x 7 cells of width 1,280."""

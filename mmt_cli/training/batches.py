@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from mmt_cli.inputs.tokenizer import Tokenizer
+from mmt_cli.training.augment import mirror
+from mmt_cli.training.order import START, Job, Position
 
 T = TypeVar("T")
+J = TypeVar("J")
 Row = tuple[int, ...]  # what is given (begin token, or a whole question with its image), words, end token
 BATCHES_AHEAD = 4
+KEPT_ROWS = 20_000  # examples; some 40 MB with five captions each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class Batch:
     images: Tensor | None = None  # pixels_BCHW or features_BND; None: sentences alone
     image_R: Tensor | None = None  # which image each row describes
     start: int = 1  # ids before the words of each row, which are given and not learned
+    after: Position = START  # where the data stand when this batch is done
 
     @property
     def seen(self) -> tuple[Tensor, Tensor]:
@@ -79,57 +84,70 @@ def encode_captions(
     return [[row(caption) for caption in image] for image in captions]
 
 
-def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
-    """Return the shuffled order of one epoch, the same for the same seed."""
-    generator = torch.Generator().manual_seed(hash((seed, epoch)) & 0x7FFF_FFFF)
-    return torch.randperm(count, generator=generator).tolist()
+class Rows:
+    """The captions of a data set as rows of tokens, encoded when they are asked for; some are kept for the next time.
+
+    Can be used by several threads at once.
+    """
+
+    def __init__(
+        self, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[Sequence[str]]], list[list[Row]]]
+    ) -> None:
+        self.captions = captions
+        self.encode = encode
+        self._kept: dict[tuple[int, bool], list[Row]] = {}
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> list[Row]:
+        return self.of(index)
+
+    def of(self, index: int, *, mirrored: bool = False) -> list[Row]:
+        """Return the rows of an example's captions; of its mirror image, with "left" and "right" changed over."""
+        rows = self._kept.get((index, mirrored))
+        if rows is None:
+            captions = self.captions[index]
+            [rows] = self.encode([[mirror(caption) for caption in captions] if mirrored else captions])
+            if len(self._kept) < KEPT_ROWS:
+                self._kept[index, mirrored] = rows
+        return rows
 
 
-def batches(
-    build: Callable[[Sequence[int]], Batch], count: int, *, batch_size: int, seed: int, workers: int = 2
-) -> Iterator[Batch]:
-    """Yield shuffled batches for ever, epoch after epoch.
+def batches(build: Callable[[Sequence[int], int], Batch], jobs: Iterator[Job], *, workers: int = 2) -> Iterator[Batch]:
+    """Yield the batches of a plan in its order, a few ahead in threads.
 
     Args:
-        build: indices of examples → their batch; called in threads.
-        count: how many examples there are.
-        batch_size: examples a batch; the last one of an epoch may be smaller.
-        seed: of the order.
+        build: indices of examples and epoch → their batch; called in threads.
+        jobs: what `plan` yields.
         workers: threads that build.
     """
 
-    def plan() -> Iterator[list[int]]:
-        epoch = 0
-        while True:
-            order = epoch_order(count, epoch, seed)
-            yield from (order[start : start + batch_size] for start in range(0, count, batch_size))
-            epoch += 1
+    def work(job: Job) -> Batch:
+        return dataclasses.replace(build(job.indices, job.epoch), after=job.after)
 
-    yield from _ahead(build, plan(), workers)
+    yield from ahead(work, jobs, workers)
 
 
-def image_batch(
-    indices: Sequence[int], load: Callable[[int], tuple[str, Tensor]], rows: Sequence[Sequence[Row]], *, start: int
-) -> Batch:
-    """Return the batch of these examples, each image with all its captions.
+def image_batch(loaded: Sequence[tuple[str, Tensor]], rows: Sequence[Sequence[Row]], *, start: int) -> Batch:
+    """Return a batch, each image with all its captions.
 
     Args:
-        indices: of the examples.
-        load: index → key and image (pixels or features).
-        rows: of every example of the data set.
+        loaded: key and image (pixels or features) of each example.
+        rows: the captions of each example.
         start: ids before the words of each row.
     """
-    keys, images = zip(*(load(index) for index in indices), strict=True)
+    keys, images = zip(*loaded, strict=True)
     return Batch(
         keys=keys,
-        rows=tuple(row for index in indices for row in rows[index]),
+        rows=tuple(row for image in rows for row in image),
         images=torch.stack(images),
-        image_R=torch.tensor([place for place, index in enumerate(indices) for _ in rows[index]]),
+        image_R=torch.tensor([place for place, image in enumerate(rows) for _ in image]),
         start=start,
     )
 
 
-def _ahead(work: Callable[[Sequence[int]], T], jobs: Iterator[list[int]], workers: int) -> Iterator[T]:
+def ahead(work: Callable[[J], T], jobs: Iterator[J], workers: int) -> Iterator[T]:
     """Yield `work(job)` in order, a few jobs ahead in threads."""
     executor = ThreadPoolExecutor(workers, thread_name_prefix="mmt-data")
     waiting: deque[Future[T]] = deque()

@@ -3,8 +3,9 @@
 R rows (captions or sentences), T text tokens, D width, V vocabulary, M masked places or cells, P values of a cell.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
@@ -14,8 +15,12 @@ from mmt_cli.captioning.inference import inference
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 from mmt_cli.training.batches import Batch, Row
-from mmt_cli.training.data import Example
-from mmt_cli.training.metrics import BleuScorer, CiderScorer
+from mmt_cli.training.bootstrap import interval, resampled
+from mmt_cli.training.examples import Example
+from mmt_cli.training.metrics.bleu import BleuScorer
+from mmt_cli.training.metrics.cider import CiderScorer
+from mmt_cli.training.metrics.rouge import RougeScorer
+from mmt_cli.training.metrics.scorer import Scorer
 from mmt_cli.training.objectives.masked import Masked
 from mmt_cli.training.objectives.tokens import IGNORED, teacher
 from mmt_cli.training.vocabulary_loss import vocabulary_loss
@@ -26,11 +31,22 @@ _MASK_SEED = 0  # the same words and cells are hidden each time
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Figures by the names that `metrics.jsonl` has, and the captions they were given for, if any."""
+    """Figures by the names that `metrics.jsonl` has, and the captions they were given for, if any.
+
+    Attributes:
+        figures: of the whole data set.
+        rank: what the best checkpoint is chosen by; larger is better.
+        captions: one an image.
+        intervals: where captions are scored, between which values each figure would lie for 95 % of data sets like
+            this one (bootstrap over its images; references, and how rare their words are, stay as they are).
+        per_image: the same figures of each image by itself.
+    """
 
     figures: Mapping[str, float]
-    rank: float  # what the best checkpoint is chosen by; larger is better
+    rank: float
     captions: tuple[str, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    per_image: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -39,8 +55,7 @@ class Evaluator:
     def __init__(self, examples: Sequence[Example]) -> None:
         references = [example.captions for example in examples]
         self.count = len(examples)
-        self.cider = CiderScorer(references)
-        self.bleu = BleuScorer(references)
+        self.scorers: tuple[Scorer, ...] = (CiderScorer(references), BleuScorer(references), RougeScorer(references))
 
     def score(self, captioner: Captioner, see: Callable[[Sequence[int]], ImageTokens]) -> Scores:
         """Caption every example without a prompt, by the captioner's own defaults.
@@ -50,14 +65,28 @@ class Evaluator:
             see: indices of examples → what the model saw of them.
 
         Returns:
-            `cider` and `bleu1` to `bleu4`, each times 100.
+            `cider` and `cider_plain`, `bleu1` to `bleu4` and `rouge_l`, each times 100.
         """
         captions: list[str] = []
         for indices in chunks(self.count):
             captions += [item[0].text for item in captioner.generate_from(see(indices))]
-        cider = 100 * self.cider.score(captions)[0]
-        bleu = {f"bleu{n}": 100 * value for n, value in enumerate(self.bleu.score(captions), start=1)}
-        return Scores(figures={"cider": cider, **bleu}, rank=cider, captions=tuple(captions))
+        return self.score_captions(captions)
+
+    def score_captions(self, captions: Sequence[str]) -> Scores:
+        """Return the same figures for one caption an example, whoever wrote them."""
+        figures: dict[str, float] = {}
+        intervals: dict[str, tuple[float, float]] = {}
+        per_image: dict[str, tuple[float, ...]] = {}
+        for scorer in self.scorers:
+            rows = scorer.rows(captions)
+            total = [math.fsum(column) for column in zip(*rows, strict=True)]
+            drawn = resampled(torch.tensor(rows, dtype=torch.float64)).tolist()
+            figures |= {name: value for name, [value] in _columns(scorer, [total]).items()}
+            intervals |= {name: interval(values) for name, values in _columns(scorer, drawn).items()}
+            per_image |= _columns(scorer, rows)
+        return Scores(
+            figures=figures, rank=figures["cider"], captions=tuple(captions), intervals=intervals, per_image=per_image
+        )
 
 
 def score_language(model: MultimodalTransformer, rows: Sequence[Row]) -> Scores:
@@ -107,3 +136,9 @@ def score_masked(objective: Masked, batches: Iterable[Batch]) -> Scores:
 def chunks(count: int) -> Iterable[range]:
     """Return the indices below `count`, some at a time."""
     return (range(start, min(start + EVAL_BATCH, count)) for start in range(0, count, EVAL_BATCH))
+
+
+def _columns(scorer: Scorer, sums: Iterable[Sequence[float]]) -> dict[str, tuple[float, ...]]:
+    """Return the values of each figure, times 100, for each of these sums of rows."""
+    figures = (tuple(100 * figure for figure in scorer.figures(total)) for total in sums)
+    return dict(zip(scorer.names, zip(*figures, strict=True), strict=True))

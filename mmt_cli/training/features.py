@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mmt_cli.errors import UsageError
-from mmt_cli.training.data import Example
+from mmt_cli.training.examples import Example
 from mmt_cli.training.records import os_errors_named, printable
 
 FORMAT = 1  # to be raised when the same images and weights come to give other features

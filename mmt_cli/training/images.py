@@ -3,20 +3,25 @@
 B images, C channels, H height, W width, E examples, N image tokens, D width.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.captioning.inference import inference
 from mmt_cli.errors import DataError, ImageError
+from mmt_cli.inputs.image import read_image
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.presets import with_dropout
-from mmt_cli.training.data import Example
+from mmt_cli.training.augment import SHORTEST_SIDE, Augmentation
+from mmt_cli.training.examples import Example
 from mmt_cli.training.features import FeatureWriter, Shape, feature_file, is_whole, map_features
 
 FEATURE_BATCH = 32  # fixed: batches of other sizes can change the last bits of a feature
@@ -35,26 +40,48 @@ class Prepared:
 class Images:
     """The images of a data set, by index."""
 
-    def __init__(self, examples: Sequence[Example], captioner: Captioner) -> None:
+    def __init__(
+        self, examples: Sequence[Example], captioner: Captioner, augmentation: Augmentation | None = None
+    ) -> None:
         self.examples = examples
         self.captioner = captioner
+        self.augmentation = augmentation
 
     def prepare(self) -> Iterator[Prepared]:
         """Do what is to be done once before the first `load`, yielding how far it is."""
         return iter(())
 
-    def load(self, index: int) -> tuple[str, Tensor]:
+    def mirrored(self, index: int, epoch: int) -> bool:
+        """Say whether the image of an example is mirrored in an epoch."""
+        return self.augmentation is not None and self.augmentation.draw(epoch, index).mirrored
+
+    def load(self, index: int, epoch: int | None = None) -> tuple[str, Tensor]:
         """Return the key and pixels_CHW of one example, read as captioning reads it; called in threads.
+
+        Args:
+            index: of the example.
+            epoch: the one it is augmented for, where the images are; None: as it is.
 
         Raises:
             DataError: its image cannot be read; names it.
         """
         example = self.examples[index]
         try:
-            return example.key, self.captioner.read(example.read()).pixels_NCHW[0]
+            if self.augmentation is None or epoch is None:
+                picture = self.captioner.read(example.read())
+            else:
+                image = self._with_room(example.read())
+                picture = self.captioner.prepare(self.augmentation.draw(epoch, index).apply(image))
+            return example.key, picture.pixels_NCHW[0]
         except ImageError as error:
             what = f"{example.key}, {error}"
             raise DataError(f"an image of the data set cannot be read ({what}); mend or remove it") from error
+
+    def _with_room(self, data: bytes) -> Image:
+        """Return the image large enough for the smallest crop of it to be no smaller than the model wants it."""
+        size = self.captioner.preprocessing
+        sides = (math.ceil(size.height / SHORTEST_SIDE), math.ceil(size.width / SHORTEST_SIDE))
+        return read_image(data, draft_size=sides if size.draft else None)
 
     def see(self, images: Tensor) -> ImageTokens:
         """Return the image tokens, as the fusion takes it, of a batch that `load` loaded."""
@@ -67,31 +94,40 @@ class Images:
 
 
 class FeatureImages(Images):
-    """The same behind a frozen tower: each image goes through it once, and its features stay on the disk."""
+    """The same behind a frozen tower: each image goes through it once, and its features stay on the disk.
+
+    Where images are mirrored, their mirror images go through it, too, and have a file of their own.
+    """
 
     def prepare(self) -> Iterator[Prepared]:
-        """Open the features' file, after running the tower over every image where there is none.
+        """Open the features' files, after running the tower over every image where there are none.
 
         Raises:
             DataError: an image cannot be read.
-            UsageError: there is no room for the file; nothing is left of it.
+            UsageError: there is no room for a file; nothing is left of it.
         """
-        total = len(self.examples)
-        if not total:
+        if not len(self.examples):
             return
-        file, shape = self._file()
+        self.features_END = yield from self._features(mirrored=False)
+        if self.augmentation is not None:
+            self.mirrored_END = yield from self._features(mirrored=True)
+
+    def _features(self, *, mirrored: bool) -> Generator[Prepared, None, Tensor]:
+        total = len(self.examples)
+        file, shape = self._file(mirrored=mirrored)
         if is_whole(file, shape):
             yield Prepared(done=total, total=total, file=file, found=True)
         else:
             with FeatureWriter(file, shape) as writer:
-                for pixels_BCHW in self._decoded():
+                for pixels_BCHW in self._decoded(mirrored=mirrored):
                     writer.append(self._tower(pixels_BCHW))
                     yield Prepared(done=writer.written, total=total, file=file, found=False)
-        self.features_END = map_features(file)
+        return map_features(file)
 
-    def load(self, index: int) -> tuple[str, Tensor]:
-        """Return the key and features_ND of one example."""
-        return self.examples[index].key, self.features_END[index]
+    def load(self, index: int, epoch: int | None = None) -> tuple[str, Tensor]:
+        """Return the key and features_ND of one example, in some epochs of its mirror image."""
+        mirrored = epoch is not None and self.mirrored(index, epoch)
+        return self.examples[index].key, (self.mirrored_END if mirrored else self.features_END)[index]
 
     def see(self, images: Tensor) -> ImageTokens:
         """Return the image tokens of features."""
@@ -101,12 +137,14 @@ class FeatureImages(Images):
         image: ImageTokens = model.connector(features)
         return image
 
-    def _file(self) -> tuple[Path, Shape]:
+    def _file(self, *, mirrored: bool) -> tuple[Path, Shape]:
         """Return where the features are kept, and their shape."""
         model = self.captioner.model
         # Dropout is off while features are made, so its rate decides nothing.
         vision = with_dropout(model.config, 0.0).vision
-        settings = {"vision": vision.to_json(), "preprocessing": self.captioner.preprocessing.to_json()}
+        settings: dict[str, Any] = {"vision": vision.to_json(), "preprocessing": self.captioner.preprocessing.to_json()}
+        if mirrored:
+            settings["mirrored"] = True
         file = feature_file(model.vision, settings, self.examples)
         return file, (len(self.examples), vision.tokens_of(self._grid), vision.width)
 
@@ -116,16 +154,21 @@ class FeatureImages(Images):
         size = self.captioner.preprocessing
         return self.captioner.model.config.vision.grid_of(size.height, size.width)
 
-    def _decoded(self) -> Iterator[Tensor]:
+    def _decoded(self, *, mirrored: bool) -> Iterator[Tensor]:
         """Yield pixels_BCHW of all examples in order; the next batch is decoded in threads meanwhile."""
         total = len(self.examples)
         batches = [range(start, min(start + FEATURE_BATCH, total)) for start in range(0, total, FEATURE_BATCH)]
         with ThreadPoolExecutor() as decoders:
-            decoding = decoders.map(super().load, batches[0])
+            load = self._load_mirrored if mirrored else super().load
+            decoding = decoders.map(load, batches[0])
             for following in [*batches[1:], range(0)]:
                 pixels = [pixels_CHW for _, pixels_CHW in decoding]
-                decoding = decoders.map(super().load, following)
+                decoding = decoders.map(load, following)
                 yield torch.stack(pixels)
+
+    def _load_mirrored(self, index: int) -> tuple[str, Tensor]:
+        key, pixels_CHW = super().load(index)
+        return key, pixels_CHW.flip(-1)
 
     def _tower(self, pixels_BCHW: Tensor) -> Tensor:
         """Return features_BND, the tower's tokens."""

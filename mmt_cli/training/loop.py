@@ -1,24 +1,31 @@
 """The training loop: a generator of events, so that whoever runs it decides what to show."""
 
-import math
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch import nn
-
-from mmt_cli.device import DTYPES
 from mmt_cli.errors import DivergedError
-from mmt_cli.model.transformer import MultimodalTransformer
 from mmt_cli.training.batches import Batch, batches
+from mmt_cli.training.checkpoints import Saved
+from mmt_cli.training.distributed import World
 from mmt_cli.training.evaluate import Scores
 from mmt_cli.training.images import Prepared
-from mmt_cli.training.memory import checkpoint_blocks
+from mmt_cli.training.learner import Learner, NotFiniteError
+from mmt_cli.training.memory import peak_memory
+from mmt_cli.training.optim import learning_rate, warmup_steps
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.order import plan
 from mmt_cli.training.origin import check_origin
-from mmt_cli.training.state import RunFolder
+from mmt_cli.training.report import open_report
+from mmt_cli.training.run_folder import RunFolder
+from mmt_cli.training.shards import read_state
+from mmt_cli.training.state import Progress, check_same, identity, tensors_identity
+from mmt_cli.training.stop import StopWish, StopWished
 from mmt_cli.training.tasks import TASKS
+
+MOST_NAMED = 64  # examples of a batch that an error names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,7 @@ class Started:
     """The run is set up."""
 
     steps: int
+    done: int  # of them, by the run that this one goes on with
     unit: str  # what one example is called, in the plural
     train_count: int
     val_count: int
@@ -42,6 +50,7 @@ class Stepped:
     parts: Mapping[str, float]  # by name, where the loss has several
     lr: float
     per_s: float  # examples
+    memory: int  # bytes at most so far, of the device
     logged: bool
 
 
@@ -54,28 +63,66 @@ class Evaluated:
     best: bool
 
 
-Event = Started | Prepared | Stepped | Evaluated
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The run ends before its time: as wished, or early since nothing is gained any more."""
+
+    step: int
+    folder: Path  # of the saved step
+    wished: bool
+
+
+Event = Started | Prepared | Stepped | Evaluated | Stopped
 
 
 class Trainer:
-    """One run, from options to a checkpoint folder."""
+    """One run, from options to a checkpoint folder; or one process's part in it."""
 
-    def __init__(self, options: TrainOptions) -> None:
+    def __init__(self, options: TrainOptions, wish: StopWish | None = None, world: World | None = None) -> None:
+        """Set the run up; nothing is written.
+
+        Args:
+            options: of the run.
+            wish: whoever holds it can have the run saved and ended, in all its processes.
+            world: the processes of the run, if it has several; each does the same as the others at the same time.
+        """
         check_origin(options)
         self.options = options
+        self.wish = StopWish() if wish is None else wish
+        self.world = World() if world is None else world
+        self.folder = RunFolder(options, self.world)
         self.task = TASKS[options.objective](options)
         self.captioner = self.task.captioner
         self.model = self.captioner.model
-        _freeze(self.model, options.freeze, self.task.untrained)
-        _set_modes(self.model, options)
-        if options.grad_checkpointing:
-            checkpoint_blocks(self.model)
-        self.optimizer = _optimizer(self.task.objective, options)
+        self.learner = Learner(self.task, options, self.world)
         self.total_steps = options.total_steps(self.task.count)
-        self.folder = RunFolder(options, self.captioner)
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self.best = -math.inf
-        self.figures: dict[str, float] = {}
+        self.eval_every = options.eval_every or options.steps_an_epoch(self.task.count)
+        self.identity = self._identity()
+        self.progress = Progress()
+        if self.folder.saved is not None:
+            self.folder.saved = self._loaded(self.folder.saved)
+        self.folder.keep_source(self.captioner)
+
+    def _identity(self) -> dict[str, object]:
+        options, total = self.options, self.total_steps
+        frozen = {name: p for name, p in self.learner.objective.named_parameters() if not p.requires_grad}
+        endless = options.schedule == "constant"  # a longer run is the same up to where the shorter one ends
+        return identity(
+            options,
+            **self.task.identity(),
+            **{"--steps": None if endless else total, "--warmup": warmup_steps(options, total)},
+            model=self.model.config.to_json(),
+            frozen=tensors_identity(frozen),
+        )
+
+    def _loaded(self, saved: Saved) -> Saved:
+        """Be as the run was when this was saved; return it with all its tensors."""
+        check_same(saved.record.get("identity", {}), self.identity, saved.folder)
+        self.progress = Progress.from_json(saved.record)
+        if self.learner.parallel.sharded or not saved.tensors:
+            saved = dataclasses.replace(saved, tensors=read_state(saved.tensor_files, self.learner.room))
+        self.learner.load(saved.tensors, saved.record)
+        return saved
 
     def run(self) -> Iterator[Event]:
         """Train to the last step, yielding what happens.
@@ -83,114 +130,174 @@ class Trainer:
         Raises:
             DivergedError: the loss or a gradient is NaN or infinite; the weights are those before that step.
             DataError: an image cannot be read.
+            OutputError: a checkpoint cannot be written.
         """
-        options, task = self.options, self.task
         parameters = list(self.model.parameters())
-        yield Started(
-            steps=self.total_steps,
-            unit=task.unit,
-            train_count=task.count,
-            val_count=task.val_count,
-            parameters=sum(p.numel() for p in parameters),
-            trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        )
-        yield from task.prepare()
-        eval_every = options.eval_every or max(1, math.ceil(task.count / options.batch_size))
-        stream = batches(task.batch, task.count, batch_size=options.batch_size, seed=options.seed)
-        losses: list[dict[str, float]] = []
-        clock, seen = time.perf_counter(), 0
-        for step in range(1, self.total_steps + 1):
-            batch = next(stream)
-            lr = learning_rate(step, options, self.total_steps)
-            losses.append(self._step(batch, step, lr))
-            seen += len(batch.keys)
-            logged = step % options.log_every == 0 or step == self.total_steps
-            parts = _means(losses)
-            per_s = seen / (time.perf_counter() - clock)
-            loss = parts.pop("loss")
-            stepped = Stepped(step=step, loss=loss, parts=parts, lr=lr, per_s=per_s, logged=logged)
-            if logged:
-                figures = {"loss": loss, **parts, "lr": lr, f"{task.unit}_per_s": per_s}
-                self.folder.log({"step": step, "kind": "train", **figures})
-                losses.clear()
-                clock, seen = time.perf_counter(), 0
-            yield stepped
-            if step % eval_every == 0 or step == self.total_steps:
-                yield from self._checkpoint(step)
-                clock, seen = time.perf_counter(), 0
-
-    def _step(self, batch: Batch, step: int, lr: float) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        objective, dtype = self.task.objective, DTYPES[self.options.precision]
-        with torch.autocast(self.captioner.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            losses = objective(batch, self.generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(objective.parameters(), self.options.grad_clip)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(float(norm))):
-            raise DivergedError(
-                f"training diverged at step {step} (loss {values['loss']}, gradient norm {float(norm)}; "
-                f"{self.task.unit} {', '.join(batch.keys[:3])} …); lower --lr, or start from {self.folder.folder}"
+        reported = self.options if self.world.leads else dataclasses.replace(self.options, report_to="none")
+        with self.folder.opened(), open_report(reported, self.progress.step) as self.report:
+            yield Started(
+                steps=self.total_steps,
+                done=self.progress.step,
+                unit=self.task.unit,
+                train_count=self.task.count,
+                val_count=self.task.val_count,
+                parameters=sum(p.numel() for p in parameters),
+                trainable=sum(p.numel() for p in parameters if p.requires_grad),
             )
-        self.optimizer.step()
-        return values
+            yield from self._prepare()
+            if self.folder.saved is not None:
+                # Only now: what has happened since may have drawn numbers of its own.
+                self.learner.load_random(self.folder.saved.tensors, self.folder.saved.record)
+                self.folder.saved = None
+                if self._unscored:
+                    yield from self._evaluate()
+                    self._save()
+            yield from self._steps()
 
-    def _checkpoint(self, step: int) -> Iterator[Event]:
-        if self.task.val_count:
-            scores = self.task.score()
-            self.figures = dict(scores.figures)
-            self.folder.log({"step": step, "kind": "eval", **self.figures})
-            best = scores.rank > self.best
+    def _prepare(self) -> Iterator[Event]:
+        """Have the data prepared: by one process of each machine, and then by the others, which find what it left."""
+        first = self.world.place == 0
+        with self.wish.interruptible():
+            if not first:
+                self.world.meet()
+            yield from self.task.prepare()
+            if first:
+                self.world.meet()
+
+    def _steps(self) -> Iterator[Event]:
+        progress, task, world = self.progress, self.task, self.world
+        share = {"rank": world.rank, "world": world.size}
+        jobs = plan(task.order, task.count, batch_size=self.options.batch_size, start=progress.position, **share)
+        stream = self._collected(batches(task.batch, jobs))
+        clock, seen = time.perf_counter(), 0
+        while progress.step < self.total_steps and not self._gains_nothing:
+            group = next(stream)
+            lr = learning_rate(progress.step + 1, self.options, self.total_steps)
+            progress.losses.append(self._learn(group, lr))
+            progress.step += 1
+            progress.position = group[-1].after
+            seen += world.size * sum(len(batch.keys) for batch in group)
+            stepped = self._stepped(lr, seen / (time.perf_counter() - clock))
+            yield stepped
+            evaluates = self._due(self.eval_every)
+            if evaluates and not self._wished:
+                yield from self._evaluate()
+            saved = None
+            if self._due(self.options.save_every or self.eval_every) or self._wished or self._gains_nothing:
+                saved = self._save()
+            if self._wished and (self._unscored or progress.step < self.total_steps):
+                yield Stopped(step=progress.step, folder=saved or self._save(), wished=True)
+                return
+            if self._gains_nothing:
+                yield Stopped(step=progress.step, folder=saved or self._save(), wished=False)
+                return
+            if stepped.logged or evaluates:
+                clock, seen = time.perf_counter(), 0
+
+    @property
+    def _wished(self) -> bool:
+        """Whether any process of the run is asked to stop."""
+        return self.world.any(self.wish.made)
+
+    def _due(self, every: int) -> bool:
+        """Say whether what is done every so many steps, and at the last one, is to be done now."""
+        return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+    @property
+    def _unscored(self) -> bool:
+        """Whether the last step should have been evaluated and was not."""
+        due = self.task.val_count and self._due(self.eval_every)
+        return bool(due) and self.progress.scored != self.progress.step
+
+    @property
+    def _gains_nothing(self) -> bool:
+        limit = self.options.early_stop
+        return limit is not None and self.progress.waited >= limit
+
+    def _collected(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """Yield the batches of one optimizer step together; a step never reaches into the next epoch."""
+        group: list[Batch] = []
+        for batch in stream:
+            group.append(batch)
+            if len(group) == self.options.grad_accum or batch.after.taken == self.task.count:
+                yield group
+                group = []
+
+    def _learn(self, group: Sequence[Batch], lr: float) -> dict[str, float]:
+        step = self.progress.step + 1
+        try:
+            return self.learner.learn(group, step, lr)
+        except NotFiniteError as error:
+            keys = [key for keys in self.world.each([key for batch in group for key in batch.keys]) for key in keys]
+            figures = {"loss": str(error.loss), "gradient_norm": str(error.norm), self.task.unit: keys}
+            self.folder.log({"step": step, "kind": "diverged", **figures})
+            more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
+            newest = self.folder.checkpoints.newest
+            start = "" if newest is None else f", and start a new --out with --init {newest}"
+            raise DivergedError(
+                f"training diverged at step {step} (loss {error.loss}, gradient norm {error.norm}; "
+                f"{self.task.unit} {', '.join(keys[:MOST_NAMED])}{more}); lower --lr{start}"
+            ) from error
+
+    def _stepped(self, lr: float, per_s: float) -> Stepped:
+        progress = self.progress
+        logged = progress.step % self.options.log_every == 0 or progress.step == self.total_steps
+        parts = _means(progress.losses)
+        loss = parts.pop("loss")
+        memory = peak_memory(self.captioner.device)
+        if logged:
+            figures = {"loss": loss, **parts, "lr": lr, f"{self.task.unit}_per_s": per_s}
+            self._log({"step": progress.step, "kind": "train", **figures})
+            progress.losses.clear()
+        return Stepped(step=progress.step, loss=loss, parts=parts, lr=lr, per_s=per_s, memory=memory, logged=logged)
+
+    def _log(self, record: Mapping[str, float | str]) -> None:
+        self.folder.log(record)
+        self.report.log(record)
+
+    def _evaluate(self) -> Iterator[Event]:
+        """Score the model as it would be saved, unless there is a wish to stop: then that is left to the next run."""
+        progress, folder = self.progress, self.folder
+        if not self.task.val_count:
+            return
+        with self.learner.as_saved():
+            scores = self.world.of_leader(self._score)
+            if scores is None:
+                return
+            best = progress.best is None or scores.rank > progress.best
+            progress.scored, progress.rank, progress.figures = progress.step, scores.rank, dict(scores.figures)
+            progress.waited = 0 if best else progress.waited + 1
             if best:
-                self.best = scores.rank
-                self.folder.save_best(self.captioner, self.figures, step)
-            self.folder.save_last(self.captioner, self.figures, step)
-            yield Evaluated(step=step, scores=scores, best=best)
-        else:
-            self.folder.save_best(self.captioner, {}, step)
-            self.folder.save_last(self.captioner, {}, step)
+                progress.best = scores.rank
+                folder.save_best(self.captioner, progress.figures, progress.step)
+        self._log({"step": progress.step, "kind": "eval", **progress.figures})
+        yield Evaluated(step=progress.step, scores=scores, best=best)
 
+    def _score(self) -> Scores | None:
+        try:
+            with self.wish.interruptible():
+                return self.task.score()
+        except StopWished:
+            return None
 
-def learning_rate(step: int, options: TrainOptions, total_steps: int) -> float:
-    """Return the rate of a step, counted from 1: linear warm-up to `lr`, then half a cosine down to zero."""
-    warmup = min(options.warmup, total_steps // 2)
-    if step <= warmup:
-        return options.lr * step / warmup
-    return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup + 1)))
+    def _save(self) -> Path:
+        """Write the step folder; without a validation set the run's folder holds the same model."""
+        progress, learner = self.progress, self.learner
+        tensors, record = learner.tensors(), {**progress.to_json(), **learner.record(), "identity": self.identity}
+        figures = progress.figures if progress.scored == progress.step else {}
+        with learner.as_saved():
+            if not self.task.val_count:
+                self.folder.save_best(self.captioner, figures, progress.step)
+            return self.folder.save_step(
+                self.captioner,
+                figures,
+                progress.step,
+                tensors=tensors,
+                sharded=learner.parallel.sharded,
+                record=record,
+            )
 
 
 def _means(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each loss."""
     return {name: sum(step[name] for step in losses) / len(losses) for name in losses[0]}
-
-
-def _freeze(model: nn.Module, part: str, untrained: tuple[str, ...]) -> None:
-    frozen = {"none": (), "vision": ("vision.",), "text": ("text.", "blocks.", "head.")}[part]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith((*frozen, *untrained)))
-
-
-def _set_modes(model: MultimodalTransformer, options: TrainOptions) -> None:
-    """Turn dropout on, but leave batch statistics that came with trained weights as they are.
-
-    Batches here are far smaller than those the towers were trained with.
-    """
-    model.train()
-    if options.freeze == "vision":
-        model.vision.eval()
-    if options.vision_init is not None or options.init is not None:
-        for module in model.vision.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-
-
-def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices alone: norms, biases and single vectors stay free."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=True)

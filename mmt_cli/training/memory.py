@@ -1,5 +1,7 @@
-"""Training in less memory: activations computed again in the backward pass instead of kept."""
+"""How much memory training takes, and less of it: activations computed again in the backward pass instead of kept."""
 
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -40,3 +42,11 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """
     for module in model.modules():
         module.__class__ = RECOMPUTED.get(type(module), type(module))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the bytes that were in use at most so far: on a GPU by tensors, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB

@@ -66,13 +66,19 @@ def locate(root: Path, name: str, where: str) -> Path:
 
 def json_object(data: bytes, where: str) -> dict[str, object]:
     """The JSON object that `data` holds."""
+    value = json_value(data, where)
+    if not isinstance(value, dict):
+        raise DataError(f'{where} is not a JSON object but a {type(value).__name__}; write {{"caption": TEXT}}')
+    return value
+
+
+def json_value(data: bytes, where: str) -> object:
+    """What `data` holds in JSON."""
     try:
-        value = json.loads(_decode(data, where))
+        value: object = json.loads(decoded(data, where))
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "out of bounds"
         raise DataError(f"{where} is not valid JSON ({reason}); mend or remove it") from None
-    if not isinstance(value, dict):
-        raise DataError(f'{where} is not a JSON object but a {type(value).__name__}; write {{"caption": TEXT}}')
     return value
 
 
@@ -83,28 +89,30 @@ def record_captions(record: dict[str, object], where: str) -> tuple[str, ...]:
     captions = [record["caption"]] if "caption" in record else record.get("captions", [])
     if not isinstance(captions, list):
         raise DataError(f'{where} has "captions" that are not a list but a {type(captions).__name__}; write [TEXT]')
-    return _clean(captions, where)
+    return cleaned(captions, where)
 
 
 def text_captions(data: bytes, where: str) -> tuple[str, ...]:
     """The cleaned captions of a plain text, one a line; blank lines are skipped."""
-    return _clean([line for line in _LINE_END.split(_decode(data, where)) if line.strip()], where)
+    return cleaned([line for line in _LINE_END.split(decoded(data, where)) if line.strip()], where)
 
 
 def sentence(line: bytes, where: str) -> str | None:
     """The cleaned text of one line, None where it is blank."""
-    text = _decode(line, where)
+    text = decoded(line, where)
     return _clean_caption(text, where) if text.strip() else None
 
 
-def _decode(data: bytes, where: str) -> str:
+def decoded(data: bytes, where: str) -> str:
+    """The text that `data` holds in UTF-8, without a byte order mark."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 (byte {error.start}: {error.reason}); convert it") from None
 
 
-def _clean(captions: Sequence[object], where: str) -> tuple[str, ...]:
+def cleaned(captions: Sequence[object], where: str) -> tuple[str, ...]:
+    """Captions stripped, each run of white space one space."""
     if not captions:
         raise DataError(f"{where} has no captions; add one or remove the image")
     return tuple(_clean_caption(caption, where) for caption in captions)

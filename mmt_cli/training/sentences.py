@@ -8,58 +8,71 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mmt_cli.errors import DataError
-from mmt_cli.training.data import TEXT_SUFFIXES, expand_all, gather, read_source
+from mmt_cli.training.data import TEXT_SUFFIXES, expand_all, read_source
+from mmt_cli.training.findings import Findings
+from mmt_cli.training.formats.reading import Reading, Split
 from mmt_cli.training.records import MAX_CAPTION_CHARACTERS, os_errors_named, printable, sentence
 
 # Bytes; no sentence of this many is allowed, and a compressed file may hold a line far larger than the memory.
 _MAX_LINE = 4 * MAX_CAPTION_CHARACTERS + 2
 
 
-def open_sentences(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
+def open_sentences(
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    images: Path | None = None,
+    split: Split = "train",
+    findings: Findings | None = None,
+) -> list[str]:
     """Read `.txt` and `.txt.gz` files, a sentence a line, and the captions of what `open_dataset` reads.
 
     Blank lines are skipped; the rest is stripped, white space collapsed. A range in braces stands for several sources.
 
+    Args:
+        sources: the files and data sets, in this order.
+        images: the folder that lists name images in, as in `open_dataset`.
+        split: of Karpathy's files.
+        findings: counts what is found, and says how many entries may be broken; by default none.
+
     Raises:
-        DataError: states the first problem and counts the others.
+        BrokenDataError: a source cannot be read, or more is broken than the findings allows.
+        DataError: there is nothing to read.
     """
-    sentences = gather(item for name in expand_all(sources) for item in _read(name))
+    findings = Findings() if findings is None else findings
+    reading = Reading(findings=findings, images=images, split=split)
+    sentences = [found for name in expand_all(sources) for found in _read(name, reading)]
+    findings.check()
     if not sentences:
-        raise DataError("no data set named; name a .txt or .txt.gz file, or a data set with captions")
+        what = f"no sentence is left ({findings.broken} broken entries)" if findings.broken else "no data set named"
+        raise DataError(f"{what}; name a .txt or .txt.gz file, or a data set with captions")
     return sentences
 
 
-def _read(source: str) -> Iterator[str | DataError]:
+def _read(source: str, reading: Reading) -> Iterator[str]:
     if source.lower().endswith(TEXT_SUFFIXES) and Path(source).is_file():
-        yield from _read_text(Path(source))
+        yield from _read_text(Path(source), reading.findings)
         return
-    for item in read_source(source):
-        if isinstance(item, DataError):
-            yield item
-        else:
-            yield from item.captions
+    for part in read_source(source, reading):
+        for index in range(len(part)):
+            yield from part.captions(index)
 
 
-def _read_text(path: Path) -> Iterator[str | DataError]:
-    found = False
+def _read_text(path: Path, findings: Findings) -> Iterator[str]:
+    before = findings.problems, findings.captions
     try:
         for number, line in enumerate(_lines(path), 1):
-            item = _attempt(line, f"{printable(path)} line {number}")
-            if item is not None:
-                found = True
-                yield item
-    except DataError as error:
-        yield error
-    else:
-        if not found:
-            yield DataError(f"no sentences in {printable(path)}; name a file that has some")
-
-
-def _attempt(line: bytes, where: str) -> str | DataError | None:
-    try:
-        return sentence(line, where)
-    except DataError as error:
-        return error
+            try:
+                found = sentence(line, f"{printable(path)} line {number}")
+            except DataError as problem:
+                findings.refuse(problem)
+                continue
+            if found is not None:
+                findings.take(1, images=0)
+                yield found
+        if before == (findings.problems, findings.captions):
+            raise DataError(f"no sentences in {printable(path)}; name a file that has some")
+    except DataError as problem:
+        findings.lose(problem)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -27,6 +27,7 @@ from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.origin import check_learnable, ties_words
 
 TOKENIZER_SIZE = 4_000  # entries learned from the captions unless the config asks for fewer
+WORDS_FROM = 20_000  # images whose captions teach a new model its words, at equal distances in the data
 DEFAULT_PRESET = "mini"
 
 
@@ -53,7 +54,9 @@ def build(
     device = resolve_device(options.device)
     torch.manual_seed(options.seed)
     if options.init is not None:
-        captioner = Captioner.load(options.init, device=str(device), dtype="float32", tokenizer=options.tokenizer)
+        captioner = Captioner.load(
+            options.init, device=str(device), dtype="float32", tokenizer=options.tokenizer, trainable=True
+        )
         config = needed(_with_dropout(_retied(captioner), options))
         captioner.model = _trainable(captioner.model, config)
         captioner.preprocessing = captioner.preprocessing.without_split()
@@ -77,17 +80,18 @@ def _new(
         name = options.preset or DEFAULT_PRESET
         config, origin = preset(name, options.settings), f"--preset {name}"
     check_learnable(config, options.objective, origin)
+    some = captions[:: max(1, len(captions) // WORDS_FROM)]
     if options.tokenizer is not None:
         tokenizer = Tokenizer.load(options.tokenizer)
     else:
         size = min(config.text.vocab_size, TOKENIZER_SIZE)
-        tokenizer = train_tokenizer((tidy(caption) for image in captions for caption in image), size)
+        tokenizer = train_tokenizer((tidy(caption) for image in some for caption in image), size)
     config = needed(_with_dropout(_with_vocabulary(config, tokenizer.vocab_size), options))
     model = MultimodalTransformer(config)
     initialise(model)
     if model.head.projection.bias is not None:
         start, length = (tokenizer.bos_id,), config.text.max_length
-        rows = encode_captions(captions, tokenizer, length, start=start, end_id=tokenizer.eos_id)
+        rows = encode_captions(some, tokenizer, length, start=start, end_id=tokenizer.eos_id)
         _start_from_frequencies(model.head.projection.bias, rows)
     return Captioner(
         model=model.to(device),
@@ -109,10 +113,10 @@ def _default_generation(config: ModelConfig, tokenizer: Tokenizer) -> Generation
     """Return how a new model writes unless told otherwise."""
     end = (tokenizer.eos_id,)
     if config.cacheable:
-        return GenerationOptions(num_beams=3, end_token_ids=end)
+        return GenerationOptions(num_beams=3, end_token_ids=end, stop_loops=True)
     # Without a cache each beam would read everything again. And a single readout learns one word a caption and step:
     # early on it knows little more than that the end and the full stop are the most frequent tokens.
-    return GenerationOptions(min_new_tokens=5, repetition_penalty=1.3, end_token_ids=end)
+    return GenerationOptions(min_new_tokens=5, repetition_penalty=1.3, end_token_ids=end, stop_loops=True)
 
 
 def _with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:

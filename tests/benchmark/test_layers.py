@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmt_cli.benchmark.layers import Stopwatch, WallClock, clock_for, layers_of
+from mmt_cli.benchmark.layers import Stopwatch, WallClock, clock_for, hook_cost, layers_of
 
 
 class Ticks:
@@ -67,14 +67,41 @@ def test_sample_has_the_whole_and_each_layer():
 
 def test_inner_phase_is_a_part_of_the_outer_one():
     watch = Stopwatch(Ticks())
-    with watch.phase("outer"):
-        with watch.layer("before"):
-            pass
+    net = Net()
+    with watch.watching(net), watch.phase("outer"):
+        net.first(torch.zeros(1, 2))
         for _ in range(2):
-            with watch.phase("inner"), watch.layer("deep"):
-                pass
-    assert [sample.layers for sample in watch.samples["outer"]] == [{"before": [1], "inner": [3, 3]}]
-    assert [sample.layers for sample in watch.samples["inner"]] == [{"deep": [1]}] * 2
+            with watch.phase("inner"):
+                net.stack[0](torch.zeros(1, 2))
+    assert [(sample.layers, sample.hooked) for sample in watch.samples["outer"]] == [
+        ({"first": [1], "inner": [3, 3]}, 1)
+    ]
+    assert [(sample.layers, sample.hooked) for sample in watch.samples["inner"]] == [({"stack.0": [1]}, 1)] * 2
+
+
+def test_calls_of_a_module_are_phases_and_its_layers_lie_in_them():
+    watch, net = Stopwatch(Ticks()), Net()
+    with watch.watching(net), watch.phase("outer"), watch.phase_of(net, "net"), watch.phase_of(net.first, "first"):
+        net(torch.zeros(1, 2))
+    assert [list(sample.layers) for sample in watch.samples["outer"]] == [["net"]]
+    assert [list(sample.layers) for sample in watch.samples["net"]] == [["first", "stack.0", "stack.1"]]
+    assert hook_count(net) == 0
+
+
+def test_stretch_goes_across_phases_and_is_a_part_of_none():
+    watch = Stopwatch(Ticks())
+    with watch.phase("outer"):
+        end = watch.stretch("across")
+        with watch.phase("inner"):
+            pass
+        end()
+    assert [sample.total for sample in watch.samples["across"]] == [3]
+    assert [list(sample.layers) for sample in watch.samples["outer"]] == [["inner"]]
+
+
+def test_hooks_cost_the_two_marks_that_they_make():
+    watch = Stopwatch(Ticks())
+    assert hook_cost(watch) == 2
 
 
 def test_device_has_settled_before_a_phase_starts_and_before_it_is_read():

@@ -7,15 +7,17 @@ from torch.nn import functional
 
 from mmt_cli.benchmark.layers import Stopwatch, WallClock
 from mmt_cli.benchmark.options import BenchOptions
-from mmt_cli.benchmark.results import UNATTRIBUTED, PhaseTimes
-from mmt_cli.benchmark.run import load, run_benchmark
+from mmt_cli.benchmark.results import HOOKS, UNATTRIBUTED, PhaseTimes
+from mmt_cli.benchmark.run import run_benchmark
+from mmt_cli.benchmark.subject import opened
 from mmt_cli.benchmark.train import IGNORED, TrainWorkload
 from mmt_cli.checkpoint.load import save_checkpoint
 from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import UsageError
 
-QUICK = {"model": "preset:tiny", "phase": "train", "repetitions": 2, "warmup": 0, "gen_tokens": 4, "device": "cpu"}
+QUICK = {"models": ("preset:tiny",), "phase": "train", "repetitions": 2, "warmup": 0, "device": "cpu"}
+QUICK |= {"gen_tokens": (4,)}
 PHASES = ["forward", "backward", "optimizer", "train"]
 
 
@@ -29,8 +31,10 @@ def of(report, phase, batch_size=3):
 
 
 def workload(batch_size=3, **options):
-    options = BenchOptions(**QUICK | options)
-    return TrainWorkload(load(options), options, batch_size)
+    options = BenchOptions(**QUICK | options, batch_sizes=(batch_size,))
+    (case,) = options.cases("preset:tiny")
+    with opened(case.model, options) as subject:
+        return TrainWorkload(subject.captioner, options, case)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_phases_add_up_to_the_step_and_layers_to_forward(report):
 
 def test_forward_shows_the_layers_of_the_whole_model(report):
     names = ["vision.embedding", "vision.blocks.0", "vision.norm", "text", "blocks.0", "blocks.1", "head"]
-    assert [row["name"] for row in of(report, "forward")] == [*names, UNATTRIBUTED]
+    assert [row["name"] for row in of(report, "forward")] == [*names, HOOKS, UNATTRIBUTED]
 
 
 def test_work_is_counted_forward_and_backward(report):
@@ -105,13 +109,13 @@ def test_checkpoint_is_trained_in_memory_alone(save):
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
     before = state()
-    found = run_benchmark(BenchOptions(**QUICK | {"model": str(folder)})).to_json()
+    found = run_benchmark(BenchOptions(**QUICK | {"models": (str(folder),)})).to_json()
     assert [row["name"] for row in found["phases"]] == PHASES
     assert state() == before
 
 
 def test_model_with_one_readout_learns_one_token_a_row(save):
-    found = run_benchmark(BenchOptions(**QUICK | {"model": str(save("seed"))}, batch_sizes=(2,))).to_json()
+    found = run_benchmark(BenchOptions(**QUICK | {"models": (str(save("seed")),)}, batch_sizes=(2,))).to_json()
     assert found["summary"]["tokens_per_s"] == pytest.approx(found["summary"]["images_per_s"])
 
 
@@ -127,14 +131,14 @@ def test_loss_is_the_mean_cross_entropy_of_all_targets():
 
 
 def test_placeholders_are_read_but_not_learned():
-    work = workload(settings={"fusion": {"kind": "splice"}}, prompt_tokens=28)
+    work = workload(settings={"fusion": {"kind": "splice"}}, prompt_tokens=(28,))
     assert work.token_ids_BT.shape == (3, 48)  # the whole context: 16 places of the image, 28 + 4 words
     assert (work.target_BT != IGNORED).sum(dim=1).tolist() == [32] * 3
-    times = PhaseTimes(name="train", batch_size=3, samples_ms=(1000.0,))
+    times = PhaseTimes(name="train", case=work.case, samples_ms=(1000.0,))
     assert work.tokens_per_s({"train": times}) == 3 * 32
     assert work.loss().isfinite()
     with pytest.raises(UsageError, match="context is 48, 16 of it the image's"):
-        workload(settings={"fusion": {"kind": "splice"}}, prompt_tokens=29)
+        workload(settings={"fusion": {"kind": "splice"}}, prompt_tokens=(29,))
 
 
 def test_dropout_is_on():
@@ -169,9 +173,9 @@ def test_bfloat16_is_autocast_over_float32_weights():
 
 
 def test_text_that_fills_the_context_fits_and_a_longer_one_does_not():
-    assert workload(prompt_tokens=44).token_ids_BT.shape[1] == 48
+    assert workload(prompt_tokens=(44,)).token_ids_BT.shape[1] == 48
     with pytest.raises(UsageError, match=r"45 and --gen-tokens 4, the model's context is 48"):
-        workload(prompt_tokens=45)
+        workload(prompt_tokens=(45,))
 
 
 def test_pixels_and_text_follow_the_seed():

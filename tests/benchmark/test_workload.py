@@ -51,9 +51,9 @@ def test_models_that_are_asked_are_measured_with_their_question(tools, tmp_path,
         generation=GenerationOptions(),
         card="",
     )
-    wanted = {"model": str(tmp_path / name), "phase": phase, "repetitions": 1, "warmup": 0, "device": "cpu"}
-    found = run_benchmark(BenchOptions(**wanted, prompt_tokens=4, gen_tokens=3)).to_json()
+    wanted = {"models": (str(tmp_path / name),), "phase": phase, "repetitions": 1, "warmup": 0, "device": "cpu"}
+    found = run_benchmark(BenchOptions(**wanted, prompt_tokens=(4,), gen_tokens=(3,))).to_json()
     encoding = {row["phase"] for row in found["layers"] if row["name"].startswith("prompt_encoder.")}
     assert encoding == {"prefill" if phase == "caption" else "forward"}
     with pytest.raises(UsageError, match="--prompt-tokens 78 "):
-        run_benchmark(BenchOptions(**wanted, prompt_tokens=78, gen_tokens=3))
+        run_benchmark(BenchOptions(**wanted, prompt_tokens=(78,), gen_tokens=(3,)))

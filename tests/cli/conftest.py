@@ -49,6 +49,7 @@ class FakeCaptioner:
     name: str = "fake"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    numbers: str = "float32"
     model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(config=preset("tiny")))
     preprocessing: Preprocessing = field(default_factory=lambda: PREPROCESSING)
     generation: GenerationOptions = field(default_factory=GenerationOptions)

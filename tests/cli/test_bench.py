@@ -1,19 +1,35 @@
+import csv
+import importlib
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mmt_cli.benchmark import run
+from mmt_cli.benchmark import cold, run
+from mmt_cli.benchmark.ceilings import Ceilings
+from mmt_cli.benchmark.options import BenchOptions
+from mmt_cli.cli import bench_options
 from mmt_cli.cli.app import build
 from mmt_cli.errors import UsageError
 
 OPTIONS = (
-    "--model --set --revision --offline --phase --image --batch-size --prompt-tokens --gen-tokens --repetitions "
-    "--warmup --layers --format --device --dtype --threads --seed --quiet --debug"
+    "--model --set --revision --offline --phase --image --batch-size --prompt-tokens --gen-tokens --cold-starts "
+    "--repetitions --warmup --layers --against --baseline --fail-above --format --save-svg --save-chart --device "
+    "--dtype --threads --seed --quiet --debug"
 )
-QUICK = ("-r", "1", "--warmup", "0", "--gen-tokens", "3", "--device", "cpu")
+QUICK = ("-r", "1", "--warmup", "0", "--gen-tokens", "3", "--device", "cpu", "--cold-starts", "0")
+CEILINGS = Ceilings(flops_per_s=1e12, matrix_side=2048, bytes_per_s=1e11, buffer_bytes=1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def _quick_ceilings(monkeypatch):
+    """Measuring those of the real machine takes seconds."""
+    monkeypatch.setattr(run, "measure_ceilings", lambda device, dtype: CEILINGS)
 
 
 def test_the_options_are_these_and_no_others():
@@ -43,12 +59,16 @@ def test_tables_show_phases_and_layers(mmt):
     done = mmt("bench", "preset:tiny", *QUICK, "-b", "2,1")
     assert done.code == 0
     words = [line.split() for line in done.out.splitlines() if line.strip()]
-    assert [row[1] for row in words if row[0] == "batch"] == ["2:", "1:"]
-    for name in ("preprocess", "vision", "prefill", "decode"):
-        assert sum(row[0] == name for row in words) == 4  # in two tables, for two batch sizes
+    figures = [line for line in done.out.splitlines() if line.startswith("preset:tiny, 2 + 3 tokens, batch ")]
+    assert [line.split()[6] for line in figures] == ["2:", "1:"]
+    for name in ("read", "preprocess", "transfer", "vision", "connector", "prefill", "choose", "decode", "detokenise"):
+        assert sum(row[0] == name for row in words) == 2, name  # for two batch sizes
     assert sum(row[0] == "caption" and "100.0%" in row for row in words) == 2
     assert sum(row[0] == "blocks.1" for row in words) == 4
     assert sum(row[0] == "embedding" for row in words) == 2
+    assert sum(row[0] == "each" for row in words) == 2  # step of decoding
+    assert "rate 1.00 TFLOP/s (float32 matrices), band 100 GB/s" in done.out
+    assert sum(row[:2] == ["preset:tiny", "2"] for row in words) == 1  # among the figures of all
 
 
 def test_tables_of_training_show_its_phases_and_what_was_changed(mmt):
@@ -60,23 +80,22 @@ def test_tables_of_training_show_its_phases_and_what_was_changed(mmt):
     rows = [line.split() for line in lines if line.strip()]
     assert [row[0] for row in rows if row[0] in ("forward", "backward", "optimizer")] == [
         *("forward", "backward", "optimizer"),
-        "forward",  # with its layers
     ]
-    assert [row[0] for row in rows if "100.0%" in row] == ["train", "forward"]
+    assert [row[0] for row in rows if "100.0%" in row] == ["train"]
     assert not [row for row in rows if row[0] == "blocks.1"]
     assert "first token" not in done.out
 
 
 def test_phases_show_the_flops_that_were_counted_or_none(mmt):
     lines = mmt("bench", "preset:tiny", *QUICK).out.splitlines()
-    (heads,) = (line.split() for line in lines if line.startswith("phase "))
-    (total,) = (line.split() for line in lines if line.startswith("caption ") and "%" in line)
-    assert heads[-1] == "FLOPs"
-    assert (float(total[-2]) > 1, total[-1]) == (True, "M")
+    (heads,) = (line.split() for line in lines if line.startswith("part "))
+    (total,) = (line.split() for line in lines if line.startswith("caption ") and "100.0%" in line)
+    assert heads[6] == "FLOPs"  # p95 ms are two words
+    assert (float(total[5]) > 1, total[6]) == (True, "M")
     assert "FLOPs" not in mmt("bench", "preset:tiny", *QUICK, "--no-layers").out
 
 
-@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("columns", ["80", "100", "120"])
 @pytest.mark.parametrize("phase", ["caption", "train"])
 @pytest.mark.parametrize("name", ["tiny", "mini"])
 def test_tables_fit_and_cut_nothing(mmt, monkeypatch, columns, phase, name):
@@ -84,14 +103,125 @@ def test_tables_fit_and_cut_nothing(mmt, monkeypatch, columns, phase, name):
     lines = mmt("bench", f"preset:{name}", "--phase", phase, *QUICK).out.splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert not [line for line in lines if "…" in line]
-    layers = lines[next(i for i, line in enumerate(lines) if line.startswith("layer")) :]
-    assert all(len(line.split()) >= 6 for line in layers if line.strip() and "─" not in line)  # none is folded
+    start = next(i for i, line in enumerate(lines) if line.startswith("part "))
+    rows = [line.split() for line in lines[start + 2 :] if line.strip()]
+    assert all(len(row) >= 5 for row in rows)  # none is folded
+    assert "FLOPs" in lines[start] and "rate" in lines[start]
+    if phase == "caption":
+        assert ("memory" in lines[start], "FLOP/s" in lines[start]) == (int(columns) >= 100,) * 2
 
 
 def test_without_layers_the_phases_are_left(mmt):
     done = mmt("bench", "preset:tiny", *QUICK, "--no-layers")
     assert "caption" in done.out
     assert "blocks.0" not in done.out
+    assert "FLOPs" not in done.out
+
+
+def test_lines_of_json_each_say_what_they_are(mmt):
+    lines = [json.loads(line) for line in mmt("bench", "preset:tiny", *QUICK, "-f", "jsonl", "-q").out.splitlines()]
+    assert list(dict.fromkeys(line["kind"] for line in lines)) == ["machine", "settings", "phase", "layer", "summary"]
+
+
+def test_csv_has_a_row_for_each_part_and_layer(mmt):
+    whole = json.loads(mmt("bench", "preset:tiny", *QUICK, "-f", "json", "-q").out)
+    rows = list(csv.DictReader(io.StringIO(mmt("bench", "preset:tiny", *QUICK, "-f", "csv", "-q").out)))
+    assert [(row["phase"], row["name"]) for row in rows] == [(row["phase"], row["name"]) for row in whole["layers"]]
+    assert list(rows[0]) == list(whole["layers"][0])
+    without = list(csv.DictReader(io.StringIO(mmt("bench", "preset:tiny", *QUICK, "-f", "csv", "--no-layers").out)))
+    assert {row["phase"] for row in without} == {"caption"}
+    assert {row["flops"] for row in without} == {""}
+
+
+def test_markdown_has_all_columns_however_narrow_the_terminal(mmt, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    out = mmt("bench", "preset:tiny", *QUICK, "-f", "md").out
+    heads = [line for line in out.splitlines() if line.startswith("| part")]
+    assert heads == ["| part | calls | ms | p95 ms | share | FLOPs | FLOP/s | rate | bytes | band | memory |"]
+
+
+def test_tables_are_drawn_into_a_file_that_fetches_nothing(mmt, tmp_path):
+    done = mmt("bench", "preset:tiny", *QUICK, "-f", "json", "--save-svg", str(tmp_path / "tables.svg"))
+    assert json.loads(done.out)["layers"]
+    svg = (tmp_path / "tables.svg").read_text(encoding="utf-8")
+    assert svg.startswith("<svg") and "detokenise" in svg
+    assert "url(http" not in svg and "@font-face" not in svg
+    failed = mmt("bench", "preset:tiny", *QUICK, "-q", "--save-svg", str(tmp_path / "no" / "tables.svg"))
+    assert (failed.code, len(failed.lines)) == (2, 1)
+    assert "the drawing cannot be written" in failed.err
+
+
+def test_phases_are_drawn_as_bars(mmt, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "bars.png"
+    assert mmt("bench", "preset:tiny", *QUICK, "-b", "1,2", "--save-chart", str(path)).code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    failed = mmt("bench", "preset:tiny", *QUICK, "-q", "--save-chart", str(tmp_path / "no" / "bars.png"))
+    assert (failed.code, "the chart cannot be written" in failed.err) == (2, True)
+
+
+def test_chart_without_matplotlib_is_refused_before_anything_is_measured(mmt, monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    done = mmt("bench", "nowhere", "--save-chart", "bars.png")
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert "pip install 'mmt-cli[plots]'" in done.err
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1000, 0), (0.001, 3)])
+def test_a_run_that_is_slower_than_its_baseline_fails_after_it_was_shown(mmt, tmp_path, factor, code):
+    """The old report has far longer times, or far shorter ones."""
+    old = tmp_path / "old.json"
+    whole = json.loads(mmt("bench", "preset:tiny", *QUICK, "-f", "json", "--no-layers").out)
+    phases = [row | {"samples_ms": [factor * value for value in row["samples_ms"]]} for row in whole["phases"]]
+    old.write_text(json.dumps(whole | {"phases": phases}), encoding="utf-8")
+    done = mmt("bench", "preset:tiny", *QUICK, "--no-layers", "-q", "--baseline", str(old), "--fail-above", "5%")
+    assert "as fast" in done.out
+    assert done.code == code, done.err
+    assert done.err.startswith("mmt: error: slower (") if code else not done.err
+
+
+def test_comparison_shows_ratio_and_equal_tokens(mmt):
+    pytest.importorskip("transformers")
+    small = {"text.num_layers": 1, "vision.num_layers": 1, "vision.image_size": 32, "text.vocab_size": 97}
+    settings = [word for pair in small.items() for word in ("--set", "=".join(map(str, pair)))]
+    done = mmt("bench", "preset:vit-gpt2", *settings, *QUICK, "--no-layers", "--against", "transformers")
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("preset:") and " x " in line]
+    assert [row[1] for row in rows] == ["caption", "first"]
+    assert [row[-3:] for row in rows] == [["3", "of", "3"], ["1", "of", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("1", (1,)), ("1,8", (1, 8)), ("1-4", (1, 2, 3, 4)), ("8,1-3,2", (8, 1, 2, 3)), ("5-5", (5,)), ("1-64", None)],
+)
+def test_lists_are_numbers_and_ranges(text, found):
+    assert bench_options.sizes("--batch-size", text) == (found or tuple(range(1, 65)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 999_999), st.integers(0, 3)), min_size=1, max_size=8))
+def test_lists_hold_what_was_written_once_each(items):
+    text = ",".join(f"{first}-{first + more}" for first, more in items)
+    wanted = dict.fromkeys(number for first, more in items for number in range(first, first + more + 1))
+    assert bench_options.sizes("--gen-tokens", text) == tuple(wanted)
+
+
+@pytest.mark.slow
+def test_cold_start_is_that_of_a_process_of_its_own(mmt):
+    done = mmt("bench", "preset:tiny", *QUICK[:-2], "--cold-starts", "2", "-f", "json", "-q")
+    assert done.code == 0, done.err
+    cold = json.loads(done.out)["phases"][0]
+    assert (cold["name"], len(cold["samples_ms"])) == ("cold start", 2)
+    assert cold["min_ms"] > 200  # Python and torch alone take longer
+
+
+def test_process_that_fails_is_named_with_what_it_said(monkeypatch):
+    monkeypatch.setattr(cold, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('out of luck')"])
+    with pytest.raises(UsageError, match=r"exit 1, 'out of luck'\); --cold-starts 0 goes without"):
+        cold.cold_starts("mini", b"", BenchOptions(cold_starts=1), 3)
 
 
 def test_json_is_one_line(mmt):
@@ -142,19 +272,23 @@ def options_of(mmt, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), {"model": "mini", "image": None, "batch_sizes": (1,), "prompt_tokens": 2, "gen_tokens": 20}),
+        ((), {"models": ("mini",), "image": None, "batch_sizes": (1,), "prompt_tokens": (2,), "gen_tokens": (20,)}),
         ((), {"repetitions": 5, "warmup": 2, "layers": True, "device": "auto", "dtype": "auto", "seed": 0}),
-        (("preset:seed",), {"model": "preset:seed"}),
-        (("-m", "some/folder"), {"model": "some/folder"}),
-        (("--model", "mini"), {"model": "mini"}),
+        (("preset:seed",), {"models": ("preset:seed",)}),
+        (("-m", "some/folder"), {"models": ("some/folder",)}),
+        (("--model", "mini"), {"models": ("mini",)}),
+        (("preset:seed", "-m", "mini", "-m", "x", "-m", "mini"), {"models": ("preset:seed", "mini", "x")}),
+        ((), {"cold_starts": 1, "against": None}),
+        (("--cold-starts", "3"), {"cold_starts": 3}),
+        (("--against", "transformers"), {"against": "transformers"}),
         ((), {"phase": "caption", "settings": {}}),
         (("--phase", "train"), {"phase": "train"}),
         (("--phase", "caption"), {"phase": "caption"}),
         (("preset:tiny", "--set", "a.b=2", "--set", "c=text"), {"settings": {"a.b": 2, "c": "text"}}),
         (("-b", "1,8,64"), {"batch_sizes": (1, 8, 64)}),
         (("--batch-size", "2"), {"batch_sizes": (2,)}),
-        (("--prompt-tokens", "9"), {"prompt_tokens": 9}),
-        (("--gen-tokens", "1"), {"gen_tokens": 1}),
+        (("--prompt-tokens", "9"), {"prompt_tokens": (9,)}),
+        (("--gen-tokens", "16,64-65"), {"gen_tokens": (16, 64, 65)}),
         (("-r", "3"), {"repetitions": 3}),
         (("--repetitions", "4"), {"repetitions": 4}),
         (("--warmup", "0"), {"warmup": 0}),
@@ -185,7 +319,14 @@ def test_threads_are_set(mmt):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("mini", "-m", "preset:tiny"), 2),
+        (("preset:tiny", "-b", "4-1"), 2),
+        (("preset:tiny", "-b", "1-65"), 2),
+        (("preset:tiny", "--fail-above", "5%"), 2),
+        (("preset:tiny", "--baseline", "gone.json", "--fail-above", "x"), 2),
+        (("preset:tiny", "--baseline", "gone.json"), 2),
+        (("preset:tiny", "--against", "vllm"), 2),
+        (("preset:tiny", "--phase", "train", "--against", "transformers"), 2),
+        (("preset:tiny", "--save-chart", "bars.bmp"), 2),
         (("nowhere",), 5),
         (("mini", "--set", "text.num_layers=1"), 2),
         (("preset:tiny", "--set", "text.num_layers"), 2),

@@ -43,6 +43,7 @@ OPTIONS = {
     "--offline",
     "--tokenizer",
     "--no-split",
+    "--quantize",
     "--system",
     "--device",
     "--dtype",
@@ -183,7 +184,7 @@ def test_options_of_generation_go_over_the_checkpoints_defaults(mmt, fake, argum
 def test_options_of_the_model_reach_the_loader(mmt, fake, arguments, load):
     assert mmt("caption", "one.png", *arguments).code == 0
     [(reference, options)] = fake.loads
-    del options["hub"]
+    del options["hub"], options["quantize"]
     assert (reference, options) == load
 
 
@@ -210,6 +211,18 @@ def test_options_of_the_hub_reach_the_loader(mmt, fake, arguments, revision, off
 def test_how_a_model_is_asked_can_be_changed(mmt, fake, arguments, changes):
     assert mmt("caption", "one.png", *arguments).code == 0
     assert fake.adjustments == [changes]
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [([], None), (["--quantize", "int8"], "int8")])
+def test_a_model_is_loaded_in_8_bits_where_that_is_asked_for(mmt, fake, arguments, wanted):
+    assert mmt("caption", "one.png", *arguments).code == 0
+    [(_, options)] = fake.loads
+    assert options["quantize"] == wanted
+
+
+def test_no_other_kind_of_numbers_is_known(mmt, fake):
+    refused = mmt("caption", "one.png", "--quantize", "int4")
+    assert refused.code == 2 and "int4" in refused.err and "int8" in refused.err
 
 
 @pytest.mark.parametrize("name", ["-p", "--prompt"])

@@ -170,6 +170,7 @@ def test_a_run_goes_on_where_its_file_ends(mmt, fake):
         (["-f", "csv"], "format"),
         (["--no-stop-loops"], "stop_loops"),
         (["--no-split"], "split"),
+        (["--quantize", "int8"], "quantize"),
         (["--system", "x"], "system"),
     ],
 )
@@ -303,7 +304,7 @@ def test_a_dry_run_looks_at_each_image_and_loads_no_weights(mmt, fake):
     assert head.split() == ["readable", "mode", "size", "orientation", "tokens", "path"]
     assert lines[0].split()[:2] == ["no", "d/cut.png"]
     assert "(unreadable: cannot be read" in lines[0]
-    assert lines[-1].split() == ["yes", "L", "30", "x", "20", "6", "49", "d/turned.jpg"]
+    assert lines[-1].split() == ["yes", "L", "30", "x", "20", "6", "81", "d/turned.jpg"]
     assert ended.err.startswith("mmt: 4 readable, 1 not; captioning them takes about ")
 
 
@@ -319,7 +320,7 @@ def test_a_dry_run_for_programs(mmt, fake):
         "height": 1,
         "orientation": 1,
         "tiles": 1,
-        "tokens": 49,
+        "tokens": 81,
         "error": None,
     }
     assert (bad["readable"], bad["tokens"]) == (False, None)

@@ -14,6 +14,7 @@ import pytest
 
 from mmt_cli.checkpoint.load import save_checkpoint
 from mmt_cli.checkpoint.parts import default_preprocessing
+from mmt_cli.cli.outcome import EndedBySignal
 from mmt_cli.cli.stopping import Stopping
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.inputs.tokenizer import train_tokenizer
@@ -88,14 +89,14 @@ def test_the_first_signal_waits_for_the_batch_and_says_how_to_go_on():
         with stopping.busy():
             os.kill(os.getpid(), signal.SIGINT)
             assert stopping.requested
-        with pytest.raises(KeyboardInterrupt, match="with --resume"):
+        with pytest.raises(EndedBySignal, match="with --resume"):
             stopping.end("the same command with --resume goes on")
 
 
 def test_a_second_signal_does_not_wait():
     with Stopping() as stopping, stopping.busy():
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(EndedBySignal, match="at once"):
             os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -66,6 +66,8 @@ def test_the_options_are_these_and_no_others():
             "--sha256",
         ),
         *("--check", "--stats", "--diff", "--tokens", "--image", "--prompt"),
+        *("--attention", "--layer", "--head", "--rollout", "--plan"),
+        *("--batch-size", "--image-size", "--tiles", "--prompt-tokens", "--gen-tokens", "--num-beams"),
         *("--save", "--save-format", "--dtype", "--shard-size", "--only-safetensors", "--quiet", "--debug"),
     ]
 
@@ -261,12 +263,13 @@ def test_nearly_nothing_has_no_sign(mmt, gated, strength, shown):
     assert mmt("inspect", folder, "--image", PHOTO).out.splitlines()[-1].split()[1] == shown
 
 
-def test_the_record_with_gates_is_the_one_without_and_one_key(mmt, gated):
+def test_the_record_with_gates_is_the_one_without_and_two_keys(mmt, gated):
     folder = gated(**{"fusion.gate": "dynamic"})
     plain = json.loads(mmt("inspect", folder, "-f", "json", "--depth", "1").out)
     done = mmt("inspect", folder, "-f", "json", "--depth", "1", "--image", PHOTO, "-p", "A dog")
     record = json.loads(done.out)
-    gates = record.pop("gates")
+    gates, image = record.pop("gates"), record.pop("image")
+    assert image["caption"] == gates["caption"]
     assert (record, done.out.count("\n")) == (plain, 1)
     assert list(gates) == ["caption", "tokens", "gates"]
     assert gates["tokens"][:2] == [" A", " dog"]
@@ -307,7 +310,6 @@ def test_a_caption_without_a_word_still_shows_the_image(mmt, gated, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("mini", "--image", PHOTO), 2, "(model 'mini', fusion.gate none)"),
         (("preset:tiny", "--image", "a.jpg"), 2, "(model 'preset:tiny', --image 'a.jpg')"),
         (("mini", "--prompt", "A"), 2, "(--prompt 'A', --image missing)"),
         (("GATED", "--image", "a.jpg"), 3, "a.jpg does not exist"),

@@ -95,7 +95,7 @@ def test_bench_measures_it(mmt, small, name, phase):
     assert {"caption": "decode", "train": "backward"}[phase] in {timed["name"] for timed in record["phases"]}
     for timed in record["phases"]:
         assert all(0 < ms < math.inf for ms in timed["samples_ms"])
-        assert len(timed["samples_ms"]) == 1
+        assert timed["samples_ms"]
     modules = {layer["name"] for layer in record["layers"] if layer["flops"] > 0}
     assert any(module.startswith("blocks.") for module in modules)
     assert any(module.startswith("vision") for module in modules)

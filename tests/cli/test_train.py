@@ -10,9 +10,11 @@ import typer.main
 from mmt_cli.cli.app import build
 
 OPTIONS = (
-    "--out --val --preset --config --init --vision-init --tokenizer --set --epochs --steps --batch-size --lr --warmup "
-    "--weight-decay --grad-clip --label-smoothing --dropout --precision --freeze --objective --cache-features "
-    "--grad-checkpointing --eval-every --save-format --save-dtype --device --threads --seed --quiet --debug"
+    "--out --val --images --max-errors --shuffle-buffer --augment --preset --config --init --vision-init --tokenizer "
+    "--set --epochs --steps --batch-size --grad-accum --lr --warmup --schedule --weight-decay --grad-clip "
+    "--label-smoothing --dropout --ema --lora --lora-targets --precision --freeze --objective --sample-temperature --cache-features "
+    "--grad-checkpointing --compile --eval-only --eval-every --early-stop --save-every --keep --keep-best --resume "
+    "--report-to --parallel --save-format --save-dtype --format --device --threads --seed --quiet --debug"
 )
 SEED = (
     "--preset",
@@ -49,7 +51,8 @@ def test_the_options_are_these_and_no_others():
 
 def test_the_listing_trains_and_its_checkpoint_writes_words(mmt, photos, tmp_path):
     out = tmp_path / "out"
-    done = mmt("train", str(photos), "--out", str(out), *SEED, "--steps", "150", "--lr", "2e-3", "--dropout", "0")
+    recipe = ("--steps", "250", "--eval-every", "250", "--lr", "2e-3", "--dropout", "0")
+    done = mmt("train", str(photos), "--out", str(out), *SEED, *recipe)
     assert (done.code, done.out) == (0, f"{out}\n")
     assert "8 training images, 0 validation images" in done.err
     written = mmt("caption", str(photos / "0.png"), "-m", str(out), "--prompt", "A")

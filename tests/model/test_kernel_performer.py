@@ -236,7 +236,7 @@ def test_reordered_rows_take_their_sums_along(rows: list[int], small_chunks: Non
     cache.prefill(10)
     for place in range(10, 15):
         cache.read(place)
-    cache.layer.reorder(torch.tensor(rows), 15, same_image=False)
+    cache.layer.reorder(torch.tensor(rows), 15, torch.tensor(rows))
     cache.q_k_v = [x[rows] for x in q_k_v]
     whole = kernel(*cache.q_k_v, visibility, 0.0)
     for place in range(15, 20):

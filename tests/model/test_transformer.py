@@ -318,3 +318,15 @@ def test_attention_across_the_batch_is_noticed(
     with pytest.raises(AssertionError):
         check_image(model, tools)
         check_batch(model, tools)
+
+
+def test_beams_of_one_image_share_its_memory(tools: ModuleType) -> None:
+    model = tools.build_model(tools.small_config("mini"))
+    image = model.see(tools.random_pixels(model.config, 3))
+    _, cache = model.prefill(tools.random_ids(3, 2), image, capacity=4)
+    found = []
+    for rows in ([0, 0, 1, 1, 2, 2], [1, 0, 2, 2, 5, 4], [0, 1, 4, 5], [0, 2, 3], [1, 2]):
+        cache.reorder(torch.tensor(rows))
+        memory = next(layer.memory for layer in cache.layers if layer.memory is not None)
+        found.append(len(memory[0].parts[0]))
+    assert found == [3, 3, 2, 3, 1]

@@ -20,7 +20,9 @@ from torch import Tensor
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.errors import DataError, UsageError
 from mmt_cli.training import features, images
-from mmt_cli.training.data import Example, open_dataset
+from mmt_cli.training.augment import Augmentation
+from mmt_cli.training.data import open_dataset
+from mmt_cli.training.examples import Example
 from mmt_cli.training.features import cache_folder
 from mmt_cli.training.images import FeatureImages, Images, Prepared
 from mmt_cli.training.loop import Stepped, Trainer
@@ -374,3 +376,23 @@ def test_runs_share_the_file_and_train_to_the_same_losses(squares: Path, cache: 
     assert losses[0] == losses[1]
     assert found == [[False, False, False, True], [True, True]]  # the validation images are the same here
     assert len(files_in(cache)) == 1
+
+
+def test_mirror_images_go_through_the_tower_once_and_have_a_file_of_their_own(
+    squares: Path, captioner: Captioner, cache: Path
+) -> None:
+    examples = open_dataset([str(squares)])
+    made = FeatureImages(examples, captioner, Augmentation(kinds=("flip",), seed=0))
+    list(made.prepare())
+    assert len(files_in(cache)) == 2
+    plain = Images(examples, captioner)
+    seen = set()
+    for epoch in range(4):
+        for index in range(TOTAL):
+            mirrored = made.mirrored(index, epoch)
+            pixels_CHW = plain.load(index)[1]
+            features_BND = captioner.model.vision(pixels_CHW.flip(-1)[None] if mirrored else pixels_CHW[None]).x_BND
+            torch.testing.assert_close(made.load(index, epoch)[1].float(), features_BND[0], atol=0.02, rtol=0.02)
+            seen.add(mirrored)
+    assert seen == {False, True}
+    assert torch.equal(made.load(0)[1], made.features_END[0]), "an image that is scored is never mirrored"

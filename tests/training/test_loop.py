@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.errors import DataError, DivergedError, UsageError
-from mmt_cli.training.loop import Evaluated, Started, Stepped, Trainer, learning_rate
+from mmt_cli.training.loop import Evaluated, Started, Stepped, Trainer
+from mmt_cli.training.optim import learning_rate
 from mmt_cli.training.options import TrainOptions
 
 SMALL_MINI = {
@@ -37,6 +38,7 @@ def options(squares: Path, **changes: Any) -> TrainOptions:
         "lr": 5e-3,
         "warmup": 5,
         "label_smoothing": 0.0,
+        "eval_every": 1000,
         "device": "cpu",
     }
     return TrainOptions(**{**defaults, **changes})
@@ -90,7 +92,7 @@ def test_the_listing_learns_from_random_prefixes(squares: Path) -> None:
     settings = {**SMALL_SEED, "dropout_rate": 0.0}
     run = options(squares, preset="seed", settings=settings, steps=300, batch_size=12, lr=3e-3, warmup=50)
     losses = [event.loss for event in Trainer(run).run() if isinstance(event, Stepped) and event.logged]
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
     captioner = Captioner.load(squares.parent / "out", device="cpu")
     captions = captioner.caption([squares / f"{index}.png" for index in range(3)], prompt="A")
     for caption, colour in zip(captions, ("red", "green", "blue"), strict=True):

@@ -5,16 +5,42 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
-from mmt_cli.training.metrics import BleuScorer, CiderScorer, bleu, cider, tokenize
+from mmt_cli.training.metrics.bleu import BleuScorer
+from mmt_cli.training.metrics.cider import CiderScorer
+from mmt_cli.training.metrics.rouge import RougeScorer
+from mmt_cli.training.metrics.words import tokenize
 
 EXACT = {"rel": 1e-6, "abs": 1e-6}
+SCORERS = (CiderScorer, BleuScorer, RougeScorer)
+
+
+def scores(scorer, candidates):
+    """Figures of the corpus and of each image, by name."""
+    rows = scorer.rows(candidates)
+    corpus = scorer.figures([math.fsum(column) for column in zip(*rows, strict=True)])
+    each = zip(*map(scorer.figures, rows), strict=True)
+    return dict(zip(scorer.names, zip(corpus, map(list, each), strict=True), strict=True))
+
+
+def cider(candidates, references):
+    return scores(CiderScorer(references), candidates)["cider"]
+
+
+def bleu(candidates, references):
+    return tuple(corpus for corpus, _ in scores(BleuScorer(references), candidates).values())
+
+
+def rouge(candidates, references):
+    return scores(RougeScorer(references), candidates)["rouge_l"]
 
 
 def words_joined(text):
@@ -22,21 +48,54 @@ def words_joined(text):
 
 
 def tool_scores(candidates, references):
-    """CIDEr, CIDEr an image and BLEU-1 to 4 from the COCO tool."""
+    """Figures of the corpus and of each image from the COCO tool, by our names."""
     results = {image: [words_joined(text)] for image, text in enumerate(candidates)}
     truths = {image: [words_joined(text) for text in texts] for image, texts in enumerate(references)}
     with contextlib.redirect_stdout(io.StringIO()):
-        corpus, each = Cider().compute_score(truths, results)
-        bleus, _ = Bleu(4).compute_score(truths, results)
-    return float(corpus), [float(score) for score in each], tuple(bleus)
+        found = {"cider": Cider().compute_score(truths, results), "rouge_l": Rouge().compute_score(truths, results)}
+        corpus, each = Bleu(4).compute_score(truths, results)
+    found |= {f"bleu{n}": pair for n, pair in enumerate(zip(corpus, each, strict=True), start=1)}
+    return {name: (float(corpus), [float(score) for score in each]) for name, (corpus, each) in found.items()}
 
 
 def assert_equal_to_tool(candidates, references):
-    corpus, each, bleus = tool_scores(candidates, references)
-    ours, ours_each = cider(candidates, references)
-    assert ours == pytest.approx(corpus, **EXACT)
-    assert ours_each == pytest.approx(each, **EXACT)
-    assert bleu(candidates, references) == pytest.approx(bleus, **EXACT)
+    found = {}
+    for kind in SCORERS:
+        found |= scores(kind(references), candidates)
+    plain, each_plain = found.pop("cider_plain")
+    assert each_plain == pytest.approx(plain_cider(candidates, references), **EXACT)
+    assert plain == pytest.approx(sum(each_plain) / len(each_plain), **EXACT)
+    expected = tool_scores(candidates, references)
+    assert found.keys() == expected.keys()
+    for name, (corpus, each) in expected.items():
+        assert found[name][0] == pytest.approx(corpus, **EXACT), name
+        assert found[name][1] == pytest.approx(each, **EXACT), name
+
+
+def plain_cider(candidates, references):
+    """The paper's formula (Vedantam et al. 2015, equations 1 to 3) term by term, without stemming, times 10."""
+
+    def grams(text, n):
+        words = tokenize(text)
+        return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+    seen = Counter(
+        gram for texts in references for gram in {g for t in texts for n in range(1, 5) for g in grams(t, n)}
+    )
+
+    def cosine(text, other, n):
+        first, second = (
+            {gram: own.count(gram) * math.log(len(references) / max(1, seen[gram])) for gram in own}
+            for own in (grams(text, n), grams(other, n))
+        )
+        norms = [math.sqrt(sum(value**2 for value in each.values())) for each in (first, second)]
+        dot = sum(value * second.get(gram, 0.0) for gram, value in first.items())
+        return dot / math.prod(norms) if all(norms) else 0.0
+
+    return [
+        10 * sum(cosine(text, other, n) / len(texts) for n in range(1, 5) for other in texts) / 4
+        for text, texts in zip(candidates, references, strict=True)
+    ]
 
 
 def random_corpus(images, seed, vocabulary=60, references=5):
@@ -114,6 +173,7 @@ def test_the_reference_itself_scores_the_maximum():
     candidates = ["A dog runs on grass.", "Two children sit near water"]
     assert cider(candidates, references) == (pytest.approx(10.0), [pytest.approx(10.0)] * 2)
     assert bleu(candidates, references) == pytest.approx((1.0, 1.0, 1.0, 1.0))
+    assert rouge(candidates, references) == (1.0, [1.0, 1.0])
 
 
 def test_one_image_weighs_every_ngram_zero():
@@ -127,42 +187,81 @@ def test_a_difference_in_length_costs_a_gaussian_of_six_words():
     assert longer == pytest.approx(2.5 / math.sqrt(7) * math.exp(-(6**2) / (2 * 6**2)))
 
 
+def test_only_plain_cider_pays_for_a_word_said_again_and_only_the_other_for_length():
+    references = [["dog"], ["cat"]]
+    found = scores(CiderScorer(references), ["dog dog", "cat a b c d e f"])
+    assert found["cider_plain"][1] == pytest.approx([2.5, 2.5 / math.sqrt(7)])
+    once = math.exp(-1 / 72)  # clipped to one dog in the dot product, not in the norm
+    assert found["cider"][1] == pytest.approx([2.5 / 2 * once, 2.5 / math.sqrt(7) * math.exp(-36 / 72)])
+
+
+def test_rouge_takes_the_best_precision_and_the_best_recall_of_different_references():
+    # The longest runs: "a dog on grass" of 5 words in the first (4/5 and 4/7), "a dog" in the second (2/5 and 2/2).
+    mean, [score] = rouge(["a dog sleeps on grass"], [["a big dog runs fast on grass", "a dog"]])
+    assert mean == score == pytest.approx((1 + 1.44) * 0.8 * 1.0 / (1.0 + 1.44 * 0.8))
+
+
+def test_an_image_s_own_bleu_is_that_of_a_corpus_of_one():
+    candidates, references = random_corpus(images=10, seed=3)
+    found = scores(BleuScorer(references), candidates)
+    for n in range(1, 5):
+        alone = [bleu([candidate], [texts])[n - 1] for candidate, texts in zip(candidates, references, strict=True)]
+        assert found[f"bleu{n}"][1] == pytest.approx(alone)
+
+
 def test_nothing_in_common_and_nothing_at_all_score_zero():
     assert cider(["", "zebra"], [["a dog"], ["a cat"]])[0] == 0.0
     assert bleu(["", ""], [["a dog"], ["a cat"]]) == (0.0, 0.0, 0.0, 0.0)
     assert cider(["", ""], [["!"], ["?"]])[0] == 0.0
+    assert rouge(["", "zebra"], [["a dog"], ["a cat"]]) == (0.0, [0.0, 0.0])
 
 
-def test_a_scorer_can_be_used_again_and_keeps_no_memory():
+@pytest.mark.parametrize("kind", SCORERS)
+def test_a_scorer_can_be_used_again_and_keeps_no_memory(kind):
     candidates, references = random_corpus(images=10, seed=7)
-    first, second = CiderScorer(references), BleuScorer(references)
-    before = first.score(candidates), second.score(candidates)
-    first.score(["zebra stripes"] * 10)
-    second.score(["zebra stripes"] * 10)
-    assert (first.score(candidates), second.score(candidates)) == before
+    scorer = kind(references)
+    before = scorer.rows(candidates)
+    scorer.rows(["zebra stripes"] * 10)
+    assert scorer.rows(candidates) == before
 
 
-def test_candidates_and_references_must_be_as_many():
+@pytest.mark.parametrize("kind", SCORERS)
+def test_candidates_and_references_must_be_as_many(kind):
     with pytest.raises(AssertionError, match="2 candidates for 1 images"):
-        cider(["a", "b"], [["a"]])
-    with pytest.raises(AssertionError, match="2 candidates for 1 images"):
-        bleu(["a", "b"], [["a"]])
+        kind([["a"]]).rows(["a", "b"])
 
 
-def test_references_are_lists_of_at_least_one_text():
+@pytest.mark.parametrize("kind", SCORERS)
+def test_references_are_lists_of_at_least_one_text(kind):
     for references in ([], [[]], ["a dog"]):
         with pytest.raises(AssertionError):
-            CiderScorer(references)
+            kind(references)
+
+
+def test_the_last_bits_are_the_same_in_every_process():
+    code = """
+from mmt_cli.training.metrics.cider import CiderScorer
+texts = [" ".join(f"w{(7 * image + 3 * place) % 19}" for place in range(12)) for image in range(8)]
+print(CiderScorer([[text, text[::-1]] for text in texts]).rows(texts[1:] + texts[:1]))
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
 
 
 def test_the_metrics_need_neither_torch_nor_numpy():
-    code = "import sys, mmt_cli.training.metrics; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = "from mmt_cli.training.metrics import bleu, cider, rouge"
+    code += "; import sys; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_thousand_images_take_less_than_two_seconds():
     candidates, references = random_corpus(images=1000, seed=1, vocabulary=3000)
     start = time.process_time()
-    cider(candidates, references)
-    bleu(candidates, references)
+    for kind in SCORERS:
+        kind(references).rows(candidates)
     assert time.process_time() - start < 2

@@ -143,7 +143,7 @@ def test_both_parts_are_logged_and_the_score_is_that_of_captions(squares: Path) 
     train, scored = (json.loads(line) for line in (squares.parent / "out/metrics.jsonl").read_text().splitlines())
     assert list(train) == ["step", "kind", "loss", "caption", "contrastive", "lr", "images_per_s"]
     assert train["loss"] == pytest.approx(2 * train["caption"] + train["contrastive"])
-    assert list(scored) == ["step", "kind", "cider", "bleu1", "bleu2", "bleu3", "bleu4"]
+    assert list(scored) == ["step", "kind", "cider", "cider_plain", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"]
 
 
 def test_a_new_model_gets_a_shared_space_of_512_unless_its_config_says_otherwise(squares: Path) -> None:

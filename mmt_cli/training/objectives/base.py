@@ -29,3 +29,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Return the losses of a batch; what is random is drawn from `generator`, which is the CPU's."""
+
+    def weight(self, batch: Batch) -> float:
+        """Return how many things the loss of a batch is the mean of: what it counts for among the batches of a step.
+
+        Images or sentences, unless an objective knows better.
+        """
+        return len(batch.keys)

@@ -25,6 +25,10 @@ class Caption(Objective):
         """Return `loss` in nats."""
         return {"loss": self.caption_loss(self.see(batch.seen[0]), batch, generator)}
 
+    def weight(self, batch: Batch) -> float:
+        """Return the number of words to learn; a single readout learns one an image."""
+        return _words(batch) if self.model.config.cacheable else len(batch.keys)
+
     def caption_loss(self, image: ImageTokens, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return the loss in nats of a batch whose images have been seen."""
         if not self.model.config.cacheable:
@@ -52,3 +56,11 @@ class Language(Objective):
         """Return `loss` in nats."""
         loss = next_token_loss(self.model, None, batch.rows, label_smoothing=self.label_smoothing, generator=generator)
         return {"loss": loss}
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of words to learn."""
+        return _words(batch)
+
+
+def _words(batch: Batch) -> int:
+    return sum(len(row) - batch.start for row in batch.rows)

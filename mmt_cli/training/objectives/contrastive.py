@@ -31,6 +31,10 @@ class CaptionContrastive(Caption):
         loss = CAPTION_WEIGHT * caption + CONTRASTIVE_WEIGHT * contrastive
         return {"loss": loss, "caption": caption, "contrastive": contrastive}
 
+    def weight(self, batch: Batch) -> float:
+        """Return the number of images; each is told from those of its own batch alone, however many make a step."""
+        return len(batch.keys)
+
     def similarity(self, image: ImageTokens, rows: Sequence[Row]) -> Tensor:
         """Return logits_BR: how well each image and each caption, read without any image, go together."""
         model, head = self.model, self.model.contrastive

@@ -11,6 +11,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(autouse=True)
+def _packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small matrices be packed as large ones are: what is compared with transformers is what users run."""
+    import torch
+
+    from mmt_cli.model import packing
+
+    monkeypatch.setattr(packing, "_LEAST", {torch.float32: (1, 1)})
+    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Return a function that builds a family's small model, once for the same changes; see `hf.build.build`."""

