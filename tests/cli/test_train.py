@@ -12,9 +12,10 @@ from mmt_cli.cli.app import build
 OPTIONS = (
     "--out --val --images --max-errors --shuffle-buffer --augment --preset --config --init --vision-init --tokenizer "
     "--set --epochs --steps --batch-size --grad-accum --lr --warmup --schedule --weight-decay --grad-clip "
-    "--label-smoothing --dropout --ema --lora --lora-targets --precision --freeze --objective --sample-temperature --cache-features "
-    "--grad-checkpointing --compile --eval-only --eval-every --early-stop --save-every --keep --keep-best --resume "
-    "--report-to --parallel --save-format --save-dtype --format --device --threads --seed --quiet --debug"
+    "--label-smoothing --dropout --ema --lora --lora-targets --precision --freeze --objective --sample-temperature "
+    "--cache-features --grad-checkpointing --compile --eval-only --eval-every --early-stop --save-every --keep "
+    "--keep-best --resume --report-to --parallel --save-format --save-dtype --format --device "
+    "--threads --seed --quiet --debug"
 )
 SEED = (
     "--preset",
