@@ -137,7 +137,7 @@ class FeatureImages(Images):
         image: ImageTokens = model.connector(features)
         return image
 
-    def _file(self, *, mirrored: bool) -> tuple[Path, Shape]:
+    def _file(self, *, mirrored: bool = False) -> tuple[Path, Shape]:
         """Return where the features are kept, and their shape."""
         model = self.captioner.model
         # Dropout is off while features are made, so its rate decides nothing.

@@ -157,7 +157,7 @@ class Trainer:
     def _prepare(self) -> Iterator[Event]:
         """Have the data prepared: by one process of each machine, and then by the others, which find what it left."""
         first = self.world.place == 0
-        with self.wish.interruptible():
+        with self.learner.parallel.whole(None), self.wish.interruptible():
             if not first:
                 self.world.meet()
             yield from self.task.prepare()

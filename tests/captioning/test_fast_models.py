@@ -39,7 +39,7 @@ def test_packed_matrices_change_no_token(
     monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
     captioner = Captioner.load("mini", device="cpu")
     assert written(captioner, batch_size) == plain
-    assert len(packed_in(captioner)) > 30 and captioner.model.head.projection.weight.is_mkldnn
+    assert len(packed_in(captioner)) > 20 and captioner.model.head.projection.weight.is_mkldnn
 
 
 def test_a_machine_without_the_kernels_writes_the_same(
@@ -57,7 +57,7 @@ def test_a_model_to_be_trained_has_plain_matrices() -> None:
 
 def test_in_8_bits_a_caption_is_the_same_alone_and_in_a_batch(plain: list[tuple[int, ...]]) -> None:
     captioner = Captioner.load("mini", device="cpu", quantize="int8")
-    assert sum(isinstance(module, Int8Linear) for module in captioner.model.modules()) > 30
+    assert sum(isinstance(module, Int8Linear) for module in captioner.model.modules()) > 20
     assert written(captioner) == written(captioner, batch_size=1)
     assert captioner.numbers == "int8 and float32"
 

@@ -102,6 +102,7 @@ def test_activations_computed_again_take_time_and_save_memory() -> None:
     assert backward.flops < found.recomputed[1].flops <= backward.flops + forward.flops
 
 
+@pytest.mark.slow
 def test_a_larger_load_takes_more(tools: ModuleType) -> None:
     config = tools.small_config("cross")
     base = plan(config, LOAD)
@@ -119,6 +120,7 @@ def test_tiles_are_read_together(tools: ModuleType) -> None:
     assert found.captioning[1].flops == 5 * whole.captioning[1].flops
 
 
+@pytest.mark.slow
 def test_what_fits_grows_with_the_memory_and_is_what_a_plan_of_it_takes() -> None:
     config = preset("cross")
     rows = fits(config, Load(batch=2))

@@ -163,7 +163,7 @@ def test_images_to_score_on_are_never_changed(sides: Path):
     ("changes", "words"),
     [
         ({"augment": ("flip", "turn\x1b")}, r"known: crop, flip, colour"),
-        ({"augment": ("flip",), "cache_features": True, "freeze": "vision"}, "--cache-features, --augment flip"),
+        ({"augment": ("crop",), "cache_features": True, "freeze": "vision"}, "--cache-features, --augment crop"),
         ({"augment": ("flip",), "objective": "language"}, "--objective language, --augment flip"),
         ({"shuffle_buffer": 5, "objective": "language"}, "--objective language, --shuffle-buffer 5"),
         ({"shuffle_buffer": 0}, "--shuffle-buffer is out of bounds"),
