@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from mmt_cli.errors import UsageError
 from mmt_cli.model.block import Block
 from mmt_cli.training.batches import Batch
 from mmt_cli.training.distributed import World
@@ -77,6 +78,14 @@ class Sharded(Alone):
     sharded = True
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
+        """Take this process's shares.
+
+        Raises:
+            UsageError: a parameter has none, being one number, such as the scale of a contrastive head.
+        """
+        for name, parameter in objective.named_parameters():
+            if parameter.dim() == 0:
+                raise UsageError(f"one number has no shares (--parallel fsdp, {name}); use --parallel ddp")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

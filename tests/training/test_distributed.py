@@ -26,6 +26,7 @@ from mmt_cli.training.checkpoints import Checkpoints, is_whole
 from mmt_cli.training.distributed import World, joined
 from mmt_cli.training.loop import Started, Stepped, Trainer
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.parallel import Sharded
 from mmt_cli.training.state import check_same, identity
 
 WORKER = """
@@ -257,6 +258,13 @@ def test_a_team_does_not_share_one_gpu(tmp_path: Path, monkeypatch: pytest.Monke
         pass
 
 
+def test_a_model_with_a_parameter_of_one_number_has_no_shares(done: Path) -> None:
+    run = options(done, "none", objective="caption+contrastive")
+    objective = Trainer(run).learner.objective
+    with pytest.raises(UsageError, match=r"--parallel fsdp, model.contrastive.log_scale\); use --parallel ddp"):
+        Sharded(objective, torch.device("cpu"))
+
+
 def test_what_another_process_tells_is_not_told_again() -> None:
     ended = describe(ToldElsewhereError(DataError("no data")))
     assert (ended.code, ended.line) == (DataError.exit_code, None)
@@ -361,7 +369,6 @@ def test_shares_are_kept_and_go_on_in_any_number_of_processes(whole: Path) -> No
     "changes",
     [
         {"objective": "masked"},
-        {"objective": "caption+contrastive"},
         {"freeze": "vision", "cache_features": True},
         {"grad_checkpointing": True, "precision": "bfloat16"},
         {"precision": "float16"},
