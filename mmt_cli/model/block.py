@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmt_cli.model.attention import CrossAttention, SelfAttention
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.context import Context
+from mmt_cli.model.dropout import Dropout
 from mmt_cli.model.gate import OpenGate
 from mmt_cli.model.layers import LayerScale, build_mlp, build_norm
 from mmt_cli.model.mask import Visibility
@@ -26,7 +27,7 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = build_norm(config)
         self.inner = inner
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         start = config.layer_scale
         self.scale = nn.Identity() if start is None else LayerScale(config.width, start)
         self.gate = OpenGate() if gate is None else gate

@@ -41,6 +41,10 @@ class ImageTokens:
         valid_RN = None if self.valid_BN is None else self.valid_BN[row_R]
         return ImageTokens(x_BND=self.x_BND[row_R], grid=self.grid, valid_BN=valid_RN)
 
+    def repeated(self, count: int) -> "ImageTokens":
+        """Return each image `count` times, behind each other."""
+        return self[torch.arange(len(self), device=self.x_BND.device).repeat_interleave(count)]
+
     def gathered(self, count_B: tuple[int, ...]) -> "ImageTokens":
         """Return one row an image for rows that are tiles, `count_B` of each image behind each other."""
         tokens, width = self.x_BND.shape[1:]

@@ -61,6 +61,8 @@ class Words:
 class Fusion(nn.Module):
     """What all ways to fuse share: text goes on behind a cache, positions of rotary attention, gates."""
 
+    shares_images = False  # whether an image can be given once for all rows that have it
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         fusion, width = config.fusion, config.text.block.width
@@ -78,7 +80,7 @@ class Fusion(nn.Module):
             embedding: of the text.
             token_ids_BT: the same number of ids in every row.
             valid_BT: True at tokens, False at padding behind them; None when nothing is padded.
-            image: one a row; None for the text alone.
+            image: one a row, or fewer if `shares_images`; None for the text alone.
         """
         raise NotImplementedError
 

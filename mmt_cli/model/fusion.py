@@ -21,6 +21,8 @@ from mmt_cli.model.text import TextEmbedding
 class Cross(Fusion):
     """Causal text; the image stands beside it as the memory of cross-attention."""
 
+    shares_images = True
+
     def forward(
         self, embedding: TextEmbedding, token_ids_BT: Tensor, valid_BT: Tensor | None, image: ImageTokens | None
     ) -> FusedSequence:
@@ -29,6 +31,8 @@ class Cross(Fusion):
         position_BT = text_positions(token_ids_BT, valid_BT)
         text = words(embedding, token_ids_BT, position_BT, valid_BT, start)
         image_mean_BD = self._image_mean(no_image(embedding, token_ids_BT) if image is None else image)
+        if image_mean_BD is not None:
+            image_mean_BD = image_mean_BD.repeat_interleave(len(token_ids_BT) // len(image_mean_BD), dim=0)
         sum_BTD, summary_BTS = self._text_summary(text, image_mean_BD)
         whole = slice(0, token_ids_BT.shape[1])
         return FusedSequence(

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from mmt_cli.model.block_config import Activation, BlockConfig
 from mmt_cli.model.context import Context
+from mmt_cli.model.dropout import Dropout
 
 
 class RMSNorm(nn.RMSNorm):
@@ -81,7 +82,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.width, config.mlp_width, bias=config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmt_cli.model.block_config import BlockConfig
 from mmt_cli.model.config import TextConfig
+from mmt_cli.model.dropout import Dropout
 from mmt_cli.model.layers import ACTIVATIONS, build_norm
 from mmt_cli.model.position import learned_positions, sinusoids
 
@@ -30,7 +31,7 @@ class TextEmbedding(nn.Module):
         self.positions = learned_positions(rows, config.block.width) if learned else None
         self.placed = PLACED[config.positions]
         self.norm = build_norm(config.block) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.block.dropout)
+        self.dropout = Dropout(config.block.dropout)
 
     def forward(
         self, token_ids_BT: Tensor, position_BT: Tensor, spliced: tuple[Tensor, Tensor] | None = None

@@ -155,7 +155,15 @@ class MultimodalTransformer(nn.Module):
         return logits_B1V[:, 0]
 
     def fused(self, token_ids_BT: Tensor, image: ImageTokens | None, valid_BT: Tensor | None = None) -> FusedSequence:
-        """Return text and image as the blocks read them, from the text's start; without an image the text alone."""
+        """Return text and image as the blocks read them, from the text's start.
+
+        Args:
+            token_ids_BT: the same number of ids in every row.
+            image: one a row, or one for every so many rows that follow each other; None: the text stands alone.
+            valid_BT: True at tokens, False at padding behind them; None when nothing is padded.
+        """
+        if image is not None and not self.fusion.shares_images:
+            image = image.repeated(len(token_ids_BT) // len(image))
         fused: FusedSequence = self.fusion(self.text, token_ids_BT, valid_BT, image)
         return fused
 

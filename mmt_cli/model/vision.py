@@ -14,6 +14,7 @@ from mmt_cli.model.context import Context, ImageTokens
 from mmt_cli.model.convnet import EfficientNetLite
 from mmt_cli.model.davit import DaViTTower
 from mmt_cli.model.davit_config import DaViTConfig, Florence2ConnectorConfig
+from mmt_cli.model.dropout import Dropout
 from mmt_cli.model.florence_connector import Florence2Connector
 from mmt_cli.model.image_config import ConnectorConfig, ConvTowerConfig, PatchTowerConfig, ProjectionConfig
 from mmt_cli.model.layers import ACTIVATIONS, build_norm
@@ -106,7 +107,7 @@ class PatchTower(nn.Module):
         self.positions = nn.Parameter(torch.zeros(rows, config.width)) if rows else None
         self.place = build_positions(config.positions, config.width, config.grid, extra)
         self.embedding_norm = build_norm(config.block) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.block.dropout)
+        self.dropout = Dropout(config.block.dropout)
         cells = config.grid[0] * config.grid[1] + extra
         self.blocks = (
             ImageBlocks(config.block, config.num_layers, cells)
@@ -155,7 +156,7 @@ class Connector(nn.Module):
         rows = table_rows(config.positions, home or (1, cells), extra)
         self.positions = nn.Parameter(torch.zeros(rows, width)) if rows else None
         self.place = build_positions(config.positions, width, home, extra)
-        self.dropout = nn.Dropout(config.block.dropout)
+        self.dropout = Dropout(config.block.dropout)
         self.blocks = ImageBlocks(config.block, config.num_layers, cells + extra)
         self.norm = build_norm(config.block)
 

@@ -22,7 +22,7 @@ from mmt_cli.training.metrics.cider import CiderScorer
 from mmt_cli.training.metrics.rouge import RougeScorer
 from mmt_cli.training.metrics.scorer import Scorer
 from mmt_cli.training.objectives.masked import Masked
-from mmt_cli.training.objectives.tokens import IGNORED, teacher
+from mmt_cli.training.objectives.tokens import readouts
 from mmt_cli.training.vocabulary_loss import vocabulary_loss
 
 EVAL_BATCH = 50
@@ -95,15 +95,11 @@ def score_language(model: MultimodalTransformer, rows: Sequence[Row]) -> Scores:
     The end token is one of them, the begin token is not.
     """
     total, count = 0.0, 0
-    device = model.text.tokens.weight.device
     with inference(model):
         for indices in chunks(len(rows)):
-            token_ids_RT, target_RT, valid_RT = teacher([rows[index] for index in indices], device)
-            x_RTD = model.run(model.fused(token_ids_RT, None, valid_BT=valid_RT))
-            targets = int((target_RT != IGNORED).sum())
-            mean = vocabulary_loss(model.head, x_RTD.flatten(0, 1), target_RT.flatten(), ignore_index=IGNORED)
-            total += targets * float(mean)
-            count += targets
+            x_PD, target_P, _ = readouts(model, None, [rows[index] for index in indices])
+            total += len(target_P) * float(vocabulary_loss(model.head, x_PD, target_P))
+            count += len(target_P)
     nats = total / count
     perplexity = float(torch.tensor(nats, dtype=torch.float64).exp())  # infinite where math.exp would raise
     return Scores(figures={"perplexity": perplexity}, rank=-nats)

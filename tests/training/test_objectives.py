@@ -1,5 +1,8 @@
 """The caption loss: which tokens are inputs, which are targets, and what padding and prefixes do."""
 
+import random
+
+import pytest
 import torch
 from torch.nn import functional
 
@@ -9,7 +12,7 @@ from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.batches import Batch, encode_captions
 from mmt_cli.training.objectives.caption import Caption
-from mmt_cli.training.objectives.tokens import IGNORED, next_token_loss, teacher
+from mmt_cli.training.objectives.tokens import next_token_loss, readouts
 
 SEED_SMALL = {"vocab_size": 40, "img_size": 16, "patch_size": 8, "d_model": 16, "num_heads": 2, "num_layers": 2}
 
@@ -86,10 +89,43 @@ def test_placeholders_stand_behind_the_begin_token_and_count_in_the_context() ->
 
 
 def test_placeholders_are_read_but_never_a_target() -> None:
-    inputs, targets, valid = teacher([(1, 9, 9, 5, 6, 2), (1, 9, 9, 7, 2)], torch.device("cpu"), start=3)
-    assert inputs.tolist() == [[1, 9, 9, 5, 6], [1, 9, 9, 7, 0]]
-    assert targets.tolist() == [[IGNORED, IGNORED, 5, 6, 2], [IGNORED, IGNORED, 7, 2, IGNORED]]
-    assert valid.tolist() == [[True] * 5, [True] * 4 + [False]]
+    model = build("tiny", {"text.vocab_size": 40})
+    rows = [(1, 9, 9, 5, 6, 2), (1, 9, 9, 7, 2)]
+    _, target_P, row_P = readouts(model, None, rows, start=3)
+    found = [[token for token, row in zip(target_P.tolist(), row_P.tolist(), strict=True) if row == r] for r in (0, 1)]
+    assert found == [[5, 6, 2], [7, 2]]
+
+
+@pytest.mark.parametrize("captions", [[5] * 20, [1, 4, 2, 5, 3] * 6], ids=["as many each", "more or fewer"])
+@pytest.mark.parametrize("name", ["tiny", "gated", "git"])
+def test_what_is_read_of_a_row_does_not_depend_on_those_beside_it(name: str, captions: list[int]) -> None:
+    settings: dict[str, dict[str, object]] = {
+        "tiny": {},
+        "gated": {"fusion.gate": "dynamic"},
+        "git": {"fusion.kind": "concat", "fusion.visibility": "prefix"},
+    }
+    model = build("tiny", {"text.vocab_size": 40, **settings[name]})
+    image = model.see(torch.randn(len(captions), 3, 32, 32))
+    draw = random.Random(0)
+    owners = [owner for owner, count in enumerate(captions) for _ in range(count)]
+    draw.shuffle(owners)
+    rows = [(1, *(draw.randrange(3, 40) for _ in range(draw.randrange(1, 20))), 2) for _ in owners]
+    x_PD, target_P, row_P = readouts(model, image, rows, image_R=torch.tensor(owners))
+    for place, (row, owner) in enumerate(zip(rows, owners, strict=True)):
+        assert target_P[row_P == place].tolist() == list(row[1:])
+        alone_1TD = model.run(model.fused(torch.tensor([row[:-1]]), image[owner : owner + 1]))
+        torch.testing.assert_close(x_PD[row_P == place], alone_1TD[0])
+
+
+def test_rows_of_like_length_are_read_together_and_an_image_once_for_all_its_rows() -> None:
+    model = build("tiny", {"text.vocab_size": 40})
+    image = model.see(torch.randn(20, 3, 32, 32))
+    rows = [(1, *[5] * (1 + place // 5), 2) for place in range(100)]
+    shapes = []
+    fused = model.fused
+    model.fused = lambda ids, seen, **more: shapes.append((len(seen), *ids.shape)) or fused(ids, seen, **more)
+    readouts(model, image, rows, image_R=torch.arange(20).repeat_interleave(5))
+    assert shapes == [(6, 30, 7), (7, 35, 14), (7, 35, 21)]
 
 
 def test_every_caption_is_learned_with_its_own_image() -> None:

@@ -34,14 +34,14 @@ class Caption(Objective):
         if not self.model.config.cacheable:
             # One readout a row: five captions would read the image five times to learn five words.
             batch = batch.one_caption_each(generator)
-        image_R = batch.seen[1].to(self.device)
         return next_token_loss(
             self.model,
-            image[image_R],
+            image,
             batch.rows,
             label_smoothing=self.label_smoothing,
             generator=generator,
             start=batch.start,
+            image_R=batch.seen[1],
         )
 
 

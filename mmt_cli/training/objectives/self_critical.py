@@ -20,7 +20,7 @@ from mmt_cli.training.metrics.cider import Rarity, Vector, similarity
 from mmt_cli.training.metrics.words import Ngram, ngram_counts, tokenize
 from mmt_cli.training.objectives.base import Losses, See
 from mmt_cli.training.objectives.caption import Caption
-from mmt_cli.training.objectives.tokens import IGNORED, teacher
+from mmt_cli.training.objectives.tokens import readouts
 from mmt_cli.training.vocabulary_loss import vocabulary_loss
 
 SAMPLES = 5  # captions drawn of each image
@@ -100,7 +100,8 @@ class SelfCritical(Caption):
         image = self.see(batch.seen[0])
         rows, reward_BK = self.draw(image, batch, generator)
         policy = self.policy_loss(image, rows, advantages(reward_BK), start=batch.start)
-        caption = self.caption_loss(image, batch, generator)
+        # One caption an image: all five would cost as much as the samples do.
+        caption = self.caption_loss(image, batch.one_caption_each(generator), generator)
         loss = policy + CAPTION_WEIGHT * caption
         return {"loss": loss, "reward": 100 * reward_BK.mean(), "caption": caption}
 
@@ -151,19 +152,16 @@ class SelfCritical(Caption):
             advantage_BK: of each row.
             start: how many tokens of each row are given; they are not learned.
         """
-        token_ids_RT, target_RT, valid_RT = teacher(rows, self.device, start=start)
         images, samples = advantage_BK.shape
         owner_R = torch.arange(images, device=self.device).repeat_interleave(samples)
-        x_RTD = self.model.run(self.model.fused(token_ids_RT, image[owner_R], valid_BT=valid_RT))
-        weight_RT = advantage_BK.flatten()[:, None].expand_as(target_RT)
+        x_PD, target_P, row_P = readouts(self.model, image, rows, start=start, image_R=owner_R)
         mean = vocabulary_loss(
-            lambda x_PD: self.model.head(x_PD) / self.temperature,
-            x_RTD.flatten(0, 1),
-            target_RT.flatten(),
-            ignore_index=IGNORED,
-            weight_P=weight_RT.flatten(),
+            lambda x_CD: self.model.head(x_CD) / self.temperature,
+            x_PD,
+            target_P,
+            weight_P=advantage_BK.flatten()[row_P],
         )
-        return mean * (target_RT != IGNORED).sum() / len(rows)
+        return mean * len(target_P) / len(rows)
 
     def _references(self, batch: Batch) -> list[list[Vector]]:
         """Return the sentences of each image, read back from the rows: those of a mirrored image are mirrored there."""

@@ -1,9 +1,10 @@
 """Next-token prediction, with images or without.
 
-R rows (captions or sentences), T text tokens, D width.
+R rows (captions or sentences), T text tokens, P tokens to learn of all rows, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mmt_cli.training.batches import Row
 from mmt_cli.training.vocabulary_loss import vocabulary_loss
 
 IGNORED = -100  # cross-entropy's own mark for positions without a target
+_READ_TOGETHER = 32  # rows, about, on a CPU: fewer fill its matrix kernels less, more are padded to longer ones
 
 
 def next_token_loss(
@@ -24,6 +26,7 @@ def next_token_loss(
     label_smoothing: float,
     generator: torch.Generator,
     start: int = 1,
+    image_R: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy in nats of the next token: of every word, or at one place a row.
 
@@ -32,33 +35,73 @@ def next_token_loss(
 
     Args:
         model: reads the rows.
-        image: one a row; None: the text stands alone.
+        image: what the rows look at; None: the text stands alone.
         rows: what is given, words, end token.
         label_smoothing: share of probability spread over all words.
         generator: of the prefixes.
         start: how many tokens of each row are given; they are no targets.
+        image_R: which image each row has; None: one a row.
     """
     if not model.config.cacheable:
         ends = [int(torch.randint(start, len(row), (), generator=generator)) for row in rows]
         rows = [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
-    token_ids_RT, target_RT, valid_RT = teacher(rows, model.text.tokens.weight.device, start=start)
-    if not model.config.cacheable:
-        last_R = valid_RT.sum(dim=1, keepdim=True) - 1
-        target_RT = target_RT.gather(1, last_R)
-    x_RTD = model.run(model.fused(token_ids_RT, image, valid_BT=valid_RT))
-    return vocabulary_loss(
-        model.head, x_RTD.flatten(0, 1), target_RT.flatten(), label_smoothing=label_smoothing, ignore_index=IGNORED
-    )
+    x_PD, target_P, _ = readouts(model, image, rows, start=start, image_R=image_R)
+    return vocabulary_loss(model.head, x_PD, target_P, label_smoothing=label_smoothing)
 
 
-def teacher(rows: Sequence[Row], device: torch.device, *, start: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs token_ids_RT, target_RT one token on (IGNORED for none), and valid_RT.
+def readouts(
+    model: MultimodalTransformer,
+    image: ImageTokens | None,
+    rows: Sequence[Row],
+    *,
+    start: int = 1,
+    image_R: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_PD, what the model reads out before each token to learn, target_P, these tokens, and row_P, whose.
 
-    The first `start` tokens of each row are given: no target is among them.
+    Every token behind the first `start` of a row is learned; with a single readout a row's last one alone. Arguments
+    are those of `next_token_loss`.
     """
-    targets = [(IGNORED,) * (start - 1) + row[start:] for row in rows]
-    token_ids_RT, valid_RT = padded([row[:-1] for row in rows], device)
-    return token_ids_RT, padded(targets, device, fill=IGNORED)[0], valid_RT
+    device = model.text.tokens.weight.device
+    owners = list(range(len(rows))) if image_R is None else image_R.tolist()
+    read, targets, found = [], [], []
+    for images, places in _read_together(rows, owners, device):
+        mine = [rows[place] for place in places]
+        firsts = [start if model.config.cacheable else len(row) - 1 for row in mine]
+        token_ids_RT, valid_RT = padded([row[:-1] for row in mine], device)
+        seen = None if image is None else image[torch.tensor(images, device=device)]
+        x_RTD = model.run(model.fused(token_ids_RT, seen, valid_BT=valid_RT))
+        length = x_RTD.shape[1]  # of the readouts: one, or one a token
+        wanted = [
+            row * length + before % length
+            for row, (first, ids) in enumerate(zip(firsts, mine, strict=True))
+            for before in range(first - 1, len(ids) - 1)
+        ]
+        read.append(x_RTD.flatten(0, 1).index_select(0, torch.tensor(wanted, device=device)))
+        targets += [token for first, ids in zip(firsts, mine, strict=True) for token in ids[first:]]
+        found += [place for place, first in zip(places, firsts, strict=True) for _ in rows[place][first:]]
+    return torch.cat(read), torch.tensor(targets, device=device), torch.tensor(found, device=device)
+
+
+def _read_together(
+    rows: Sequence[Row], owners: Sequence[int], device: torch.device
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield images and the places of their rows, which are read at once: of each image all, behind each other.
+
+    Images whose longest rows are alike come together, so that a short row is not filled up to the longest of the batch,
+    twice its length. On a GPU all are read at once: there, more and smaller kernels cost more than padding. An image
+    stands once for all its rows where each has as many of them, else once for each.
+    """
+    of_image: dict[int, list[int]] = {}
+    for place, owner in enumerate(owners):
+        of_image.setdefault(owner, []).append(place)
+    images = sorted(of_image, key=lambda owner: max(len(rows[place]) for place in of_image[owner]))
+    groups = min(max(1, len(rows) // _READ_TOGETHER), len(images)) if device.type == "cpu" else 1
+    for first, last in pairwise(len(images) * group // groups for group in range(groups + 1)):
+        mine = images[first:last]
+        places = [place for owner in mine for place in of_image[owner]]
+        alike = len({len(of_image[owner]) for owner in mine}) == 1
+        yield mine if alike else [owners[place] for place in places], places
 
 
 def padded(rows: Sequence[Row], device: torch.device, *, fill: int = 0) -> tuple[Tensor, Tensor]:
