@@ -114,7 +114,8 @@ def options(settings: dict[str, Any]) -> list[str]:
 
 def bench(preset: str, settings: dict[str, Any], *more: str) -> dict[str, Any]:
     """Return one report of `mmt bench`."""
-    report: dict[str, Any] = json.loads(mmt("bench", f"preset:{preset}", *options(settings), "-q", "-f", "json", *more))
+    given = [f"preset:{preset}", *options(settings), "--cold-starts", "0", "-q", "-f", "json"]
+    report: dict[str, Any] = json.loads(mmt("bench", *given, *more))
     return report
 
 

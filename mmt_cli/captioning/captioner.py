@@ -1,37 +1,27 @@
-"""Image and prompt → text: the Python face of the project.
-
-B items, C channels, H height, W width in pixels.
-"""
+"""Image and prompt → text: the Python face of the project."""
 
 import functools
-import os
 from collections.abc import Generator, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-import torch
-
 from mmt_cli.captioning.author import Author
 from mmt_cli.captioning.author import Caption as Caption  # part of the Python face, which is this module's
-from mmt_cli.captioning.inference import inference
 from mmt_cli.captioning.loading import load_parts
 from mmt_cli.captioning.overrides import override
 from mmt_cli.captioning.prompts import Prompts, check_prompt, encode_each, find_prompting
+from mmt_cli.captioning.viewer import ImageSource, Viewer
 from mmt_cli.checkpoint.reference import HubOptions, Source
 from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ModelError, UsageError
-from mmt_cli.inputs.image import MAX_PIXELS, read_image
-from mmt_cli.inputs.preprocess import Picture, Preprocessing, normalise, to_picture
+from mmt_cli.inputs.preprocess import Picture, Preprocessing
 from mmt_cli.inputs.prompt import Layout, Prompt, Prompting
 from mmt_cli.inputs.tokenizer import Tokenizer
-from mmt_cli.model.context import Images, ImageTokens
+from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 
-ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image
 
-
-class Captioner:
+class Captioner(Viewer):
     """A model with all it needs to turn images and prompts into text."""
 
     def __init__(
@@ -45,9 +35,8 @@ class Captioner:
         system: str | None = None,
         quantize: str | None = None,
     ) -> None:
-        self.model = model
+        super().__init__(model, preprocessing)
         self.tokenizer = tokenizer
-        self.preprocessing = preprocessing
         self.generation = generation
         self.source = source
         self.system = system
@@ -119,16 +108,6 @@ class Captioner:
         return "unsaved" if self.source is None else self.source.name
 
     @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-        return next(self.model.parameters()).dtype
-
-    @property
     def numbers(self) -> str:
         """What the model computes in, in words: its dtype, and that of its linear maps where it is another."""
         dtype = str(self.dtype).removeprefix("torch.")
@@ -137,47 +116,6 @@ class Captioner:
     def fingerprint(self) -> str:
         """Return `name@` and the first 12 hex digits of the sha256 of the weights."""
         return self.name if self.source is None else self.source.fingerprint()
-
-    def read(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Picture:
-        """Return the image as the model reads it.
-
-        Raises:
-            ImageError: the image is missing, broken, of an unknown kind or larger than `max_pixels`.
-        """
-        return self.prepare(self.open(image, max_pixels=max_pixels))
-
-    def open(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-        """Return the image as a person sees it: upright, opaque, RGB; no smaller than the model wants it.
-
-        Raises:
-            ImageError: the image is missing, broken, of an unknown kind or larger than `max_pixels`.
-        """
-        size = (self.preprocessing.height, self.preprocessing.width) if self.preprocessing.draft else None
-        return read_image(image, max_pixels=max_pixels, draft_size=size)
-
-    def prepare(self, image: PIL.Image.Image) -> Picture:
-        """Return what the model reads of an image that `open` has opened.
-
-        Raises:
-            ImageError: it is so long and thin that resizing it would take more memory than is sane.
-        """
-        return to_picture(image, self.preprocessing)
-
-    def see(self, pictures: Sequence[Picture]) -> ImageTokens:
-        """Return what the model sees of a batch that `read` has read."""
-        samples_NHWC = torch.cat([picture.samples_NHWC for picture in pictures]).to(self.device)
-        tiles_NCHW = normalise(samples_NHWC, self.preprocessing).to(self.dtype)
-        counts = tuple(map(len, pictures))
-        whole = self.preprocessing.tiling is None
-        with inference(self.model):
-            return self.model.see(tiles_NCHW if whole else Images(tiles_NCHW=tiles_NCHW, count_B=counts))
-
-    def layout(self, picture: Picture | None = None) -> Layout:
-        """Return how a picture stands in a prompt; without one, how a picture does that is not split."""
-        tokens = self.model.config.image_shape(self.preprocessing.height, self.preprocessing.width)[1]
-        if picture is None:
-            return Layout(tokens=tokens)
-        return Layout(tokens=tokens, rows=picture.rows, columns=picture.columns, tiles=len(picture))
 
     def encode_prompt(self, prompt: str | None, layout: Layout | None = None) -> Prompt:
         """Return what the model reads before it writes.

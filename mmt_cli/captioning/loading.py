@@ -13,6 +13,7 @@ from mmt_cli.device import resolve_device, resolve_dtype
 from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inputs.preprocess import Preprocessing
 from mmt_cli.inputs.tokenizer import Tokenizer
+from mmt_cli.model.convnet_packing import pack_convolutions
 from mmt_cli.model.int8 import quantise
 from mmt_cli.model.packing import pack_linears
 from mmt_cli.model.transformer import MultimodalTransformer
@@ -55,6 +56,8 @@ def load_parts(
         quantise(model)
     elif not trainable:
         pack_linears(model)
+    if not trainable:
+        pack_convolutions(model)
     return Parts(
         model=model,
         tokenizer=words,

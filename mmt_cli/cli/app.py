@@ -1,5 +1,6 @@
 """`mmt`: puts the commands together, runs one, and turns whatever happens into an exit code and at most one line."""
 
+import atexit
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import typer
 import typer.main
 
 from mmt_cli import __version__
-from mmt_cli.cli import console, outcome
+from mmt_cli.cli import console, garbage, outcome
 from mmt_cli.cli.bench import bench
 from mmt_cli.cli.caption import caption
 from mmt_cli.cli.help import SectionedCommand, SectionedGroup
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Every error a user can cause becomes one line on stderr; a traceback comes before it only with `--debug`.
     """
     given = tuple(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        atexit.register(garbage.end_without)
     try:
         console.prepare_streams()
         outcome.raise_on_sigterm()

@@ -13,7 +13,7 @@ from mmt_cli.captioning.output import OutputFile
 from mmt_cli.captioning.overrides import SAMPLING, override
 from mmt_cli.captioning.sidecars import Sidecar
 from mmt_cli.captioning.writers import Layout
-from mmt_cli.cli import caption_inputs, console
+from mmt_cli.cli import caption_inputs, console, garbage
 from mmt_cli.cli.caption_request import Request
 from mmt_cli.cli.caption_sink import CaptionSink
 from mmt_cli.cli.stopping import Stopping
@@ -47,6 +47,8 @@ def run(request: Request) -> None:
         grounded=request.grounding,
     )
     with contextlib.ExitStack() as held:
+        if request.single:
+            held.enter_context(garbage.left_alone())  # the process is over before there is any to speak of
         output = None
         if request.output is not None:
             output = held.enter_context(OutputFile(request.output, layout=layout, resume=request.resume))
@@ -78,11 +80,12 @@ def _caption(
     sidecar: Sidecar | None,
     max_failures: int | None,
 ) -> None:
-    from mmt_cli.captioning.run import caption_images
-    from mmt_cli.cli.caption_setup import Summary, in_background, load, run_options
+    with garbage.left_alone():
+        from mmt_cli.captioning.run import caption_images
+        from mmt_cli.cli.caption_setup import Summary, in_background, load, run_options
 
-    start = time.perf_counter()
-    captioner = load(request)
+        start = time.perf_counter()
+        captioner = load(request)
     options = run_options(request, captioner, sidecar, max_failures=max_failures, thumbnails=report is not None)
     # Hashed beside the first batch, where records name the weights.
     hashed = output is not None or request.output_format in ("jsonl", "csv")

@@ -51,24 +51,34 @@ class ConvNorm(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return BCHW, the sides divided by the stride and rounded up."""
         if self.norm.training:
-            x_BCHW = self.norm(self._convolve(x_BCHW, self.conv.weight, None))
+            weight, bias_C = self.conv.weight, None
         else:
-            # With fixed statistics the norm is one factor and one summand a channel: folded into the convolution
-            # it saves a pass over the largest tensors of the tower.
-            mean_C, variance_C = self.norm.running_mean, self.norm.running_var
-            assert mean_C is not None and variance_C is not None, "a batch norm without statistics"
-            scale_C = self.norm.weight * torch.rsqrt(variance_C + self.norm.eps)
-            bias_C = self.norm.bias - mean_C * scale_C
-            x_BCHW = self._convolve(x_BCHW, self.conv.weight * scale_C[:, None, None, None], bias_C)
-        return cast("Tensor", self.activation(x_BCHW))
+            weight, bias_C = self.folded()
+        x_BCHW, padding = self.padded(x_BCHW)
+        x_BCHW = functional.conv2d(x_BCHW, weight, bias_C, self.stride, padding, groups=self.conv.groups)
+        return cast("Tensor", self.activation(self.norm(x_BCHW) if self.norm.training else x_BCHW))
 
-    def _convolve(self, x_BCHW: Tensor, weight: Tensor, bias_C: Tensor | None) -> Tensor:
-        """Convolve with TensorFlow's SAME padding, as the weights were trained: an odd pixel goes to the end."""
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias_C of a convolution that does the norm's work, too.
+
+        With fixed statistics the norm is one factor and one summand a channel: folded into the convolution it saves a
+        pass over the largest tensors of the tower.
+        """
+        mean_C, variance_C = self.norm.running_mean, self.norm.running_var
+        assert mean_C is not None and variance_C is not None, "a batch norm without statistics"
+        scale_C = self.norm.weight * torch.rsqrt(variance_C + self.norm.eps)
+        return self.conv.weight * scale_C[:, None, None, None], self.norm.bias - mean_C * scale_C
+
+    def padded(self, x_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the input and the rows and columns of zeros that the convolution is to put around it.
+
+        Together TensorFlow's SAME padding, as the weights were trained: an odd pixel goes to the end, which a
+        convolution cannot do by itself.
+        """
         (top, bottom), (left, right) = (self._padding(size) for size in x_BCHW.shape[-2:])
-        if top != bottom or left != right:
-            x_BCHW = functional.pad(x_BCHW, (left, right, top, bottom))
-            top = left = 0
-        return functional.conv2d(x_BCHW, weight, bias_C, self.stride, (top, left), groups=self.conv.groups)
+        if top == bottom and left == right:
+            return x_BCHW, (top, left)
+        return functional.pad(x_BCHW, (left, right, top, bottom)), (0, 0)
 
     def _padding(self, size: int) -> tuple[int, int]:
         """Return the pixels to add before and behind."""

@@ -138,7 +138,8 @@ class ConvTower(nn.Module):
         """Return image tokens: on 224 pixels a square, 7 x 7 cells of width 1,280."""
         features_BDHW: Tensor = self.features(pixels_BCHW)
         rows, columns = features_BDHW.shape[-2:]
-        return ImageTokens(x_BND=features_BDHW.flatten(2).transpose(1, 2), grid=(rows, columns))
+        # A view of maps whose channels lie side by side, as fast convolutions leave them.
+        return ImageTokens(x_BND=features_BDHW.permute(0, 2, 3, 1).flatten(1, 2), grid=(rows, columns))
 
 
 class Connector(nn.Module):

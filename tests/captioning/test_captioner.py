@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from mmt_cli import Captioner
-from mmt_cli.captioning.captioner import Caption, inference
+from mmt_cli.captioning.captioner import Caption
+from mmt_cli.captioning.inference import inference
 from mmt_cli.checkpoint.load import save_checkpoint
 from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
