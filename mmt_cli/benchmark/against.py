@@ -44,7 +44,9 @@ def both(reference: str, options: BenchOptions) -> Iterator[tuple[Captioner, For
             name = reference.partition(":")[2]
             export(name, config, Path(folder), options.seed)
             reference = folder
-        captioner = Captioner.load(reference, device=options.device, dtype=options.dtype, hub=options.hub)
+        captioner = Captioner.load(
+            reference, device=options.device, dtype=options.dtype, hub=options.hub, quantize=options.quantize
+        )
         if config is not None:
             check_export(name, config, captioner)
         foreign = Foreign(captioner)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmt_cli.benchmark.layers import MILLISECONDS, clock_for
+from mmt_cli.model.int8 import OneDnnProduct, PlainProduct, can_multiply, quantised
 
 _SIDE = {"cpu": 2048}  # of the matrices
 _GPU_SIDE = 8192
@@ -50,13 +52,19 @@ class Ceilings:
 
 
 def measure_ceilings(
-    device: torch.device, dtype: torch.dtype, *, side: int | None = None, buffer_bytes: int | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    int8: bool = False,
+    side: int | None = None,
+    buffer_bytes: int | None = None,
 ) -> Ceilings:
     """Measure both; takes about two seconds.
 
     Args:
         device: what is measured.
         dtype: of the matrices.
+        int8: whether they are of integers in 8 bits instead.
         side: of the matrices; large enough for the device if None.
         buffer_bytes: to be read; twice the largest cache if None, at least 256 MiB and at most 2 GiB.
     """
@@ -64,7 +72,8 @@ def measure_ceilings(
     size = buffer_bytes or min(max(_TIMES_CACHE * _cache_bytes(device), _SMALLEST_BUFFER), _LARGEST_BUFFER)
     with torch.inference_mode():
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in "ab")
-        fastest = min(_best_s(product, device) for product in _products(a, b))
+        products = _int8_products(a, b) if int8 else _products(a, b)
+        fastest = min(_best_s(product, device) for product in products)
         buffer = torch.ones(size // 4 // _ROW, _ROW, device=device)
         one = torch.ones(1, _ROW, device=device)
         # Which of the two reads faster depends on the processor.
@@ -85,6 +94,13 @@ def _products(a: Tensor, b: Tensor) -> Iterator[Callable[[], Tensor]]:
     if a.device.type == "cpu" and packs:
         packed = torch.ops.mkldnn._reorder_linear_weight(b, a.shape[0])
         yield lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], "")
+
+
+def _int8_products(a: Tensor, b: Tensor) -> Iterator[Callable[[], Tensor]]:
+    """Yield ways to multiply two matrices once they have been turned into integers."""
+    rows, (columns, scale) = quantised(a)[0], quantised(b)
+    for kind in (PlainProduct, OneDnnProduct) if can_multiply() else (PlainProduct,):
+        yield partial(kind(columns, scale[:, 0]), rows)
 
 
 def _best_s(work: Callable[[], object], device: torch.device) -> float:

@@ -59,6 +59,7 @@ def _command(reference: str, image: Path, options: BenchOptions, gen_tokens: int
         "--dtype": options.dtype,
         "--threads": str(torch.get_num_threads()),
         **({"--revision": options.hub.revision} if options.hub.revision else {}),
+        **({"--quantize": options.quantize} if options.quantize else {}),
     }
     flags = ["--no-stop-loops", "--quiet", *(["--offline"] if options.hub.offline else [])]
     pairs = [word for pair in given.items() for word in pair]

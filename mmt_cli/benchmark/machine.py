@@ -22,14 +22,15 @@ _GPU_STATE = ("clocks.sm", "clocks.max.sm", "clocks.mem", "pstate", "temperature
 _SECONDS = 10  # that nvidia-smi may take
 
 
-def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def describe_machine(device: torch.device, dtype: torch.dtype, quantize: str | None = None) -> dict[str, Any]:
     """Return what figures depend on: processor, cores, GPU, clocks, threads, dtype, versions."""
+    others = str(dtype).removeprefix("torch.")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": others if quantize is None else f"{quantize} and {others}",
         "threads": torch.get_num_threads(),
         "mmt": __version__,
         "torch": torch.__version__,

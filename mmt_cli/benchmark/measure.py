@@ -14,6 +14,7 @@ from mmt_cli.benchmark.report import Result, Summary, rates, steps_by_position
 from mmt_cli.benchmark.results import LayerTimes, PhaseTimes, layer_rows
 from mmt_cli.benchmark.work import Mark, Work, WorkCounter
 from mmt_cli.benchmark.workload import Workload
+from mmt_cli.model.int8 import count_bytes
 
 
 def measure(workload: Workload, options: BenchOptions, ceilings: Ceilings | None = None) -> Result:
@@ -68,7 +69,7 @@ def _summary(
         work=work,
         mfu=mfu,
         bandwidth_utilisation=bandwidth,
-        parameters=sum(parameter.numel() for parameter in workload.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in workload.model.parameters()) + count_bytes(workload.model),
         steps=steps_by_position(by_name.get("decode")),
     )
 

@@ -52,6 +52,7 @@ class BenchOptions:
         against: what to compare with; None compares with nothing.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; training keeps float32 weights, bfloat16 is autocast.
+        quantize: `int8` for linear maps in 8 bits; what is compared with computes in `dtype` alone.
         seed: start of every random draw.
 
     Raises:
@@ -73,6 +74,7 @@ class BenchOptions:
     against: Literal["transformers"] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +84,9 @@ class BenchOptions:
             raise UsageError(f"training takes random pixels (--phase train, --image {self.image}); leave one out")
         if self.dtype == "float16":
             raise UsageError("no training in float16 (--phase train, --dtype float16); use float32 or bfloat16")
+        if self.quantize is not None:
+            what = f"weights in 8 bits cannot be trained (--phase train, --quantize {self.quantize})"
+            raise UsageError(f"{what}; leave one out")
         if self.against is not None:
             raise UsageError(f"only captions are compared (--phase train, --against {self.against}); leave one out")
 
@@ -114,5 +119,6 @@ class BenchOptions:
             "cold_starts": self.cold_starts,
             "layers": self.layers,
             "against": self.against,
+            "quantize": self.quantize,
             "seed": self.seed,
         }

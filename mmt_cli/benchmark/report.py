@@ -60,7 +60,7 @@ class Summary:
         work: of the captions, or of the training step, of one batch; None where it was not counted.
         mfu: FLOPs a second of the whole as a part of the machine's matrix rate.
         bandwidth_utilisation: bytes a second of a decode step as a part of the machine's memory bandwidth.
-        parameters: numbers that training changes.
+        parameters: numbers that training changes, or changed before they were held in 8 bits.
         steps: how long a decode step takes early and late in a caption.
     """
 

@@ -92,9 +92,12 @@ class _Bench:
         with _naming_memory(case, subject.captioner.device):
             workload = self._workload(subject, case)
             if not self.machine:
-                self.machine = describe_machine(workload.device, workload.dtype)
-                self.ceilings = measure_ceilings(workload.device, workload.dtype) if options.layers else None
+                self.machine = describe_machine(workload.device, workload.dtype, options.quantize)
+                self.ceilings = self._measure_ceilings(workload) if options.layers else None
             return measure(workload, options, self.ceilings)
+
+    def _measure_ceilings(self, workload: Workload) -> Ceilings:
+        return measure_ceilings(workload.device, workload.dtype, int8=self._options.quantize is not None)
 
     def _workload(self, subject: Subject, case: Case) -> Workload:
         if self._image is None:

@@ -70,7 +70,9 @@ def opened(reference: str, options: BenchOptions) -> Iterator[Subject]:
 
 def _loaded(reference: str, options: BenchOptions) -> Subject:
     dtype = "float32" if options.phase == "train" else options.dtype
-    captioner = Captioner.load(reference, device=options.device, dtype=dtype, hub=options.hub)
+    captioner = Captioner.load(
+        reference, device=options.device, dtype=dtype, hub=options.hub, quantize=options.quantize
+    )
     speaks = captioner.tokenizer is not None
     if captioner.tokenizer is None:
         captioner.tokenizer = made_up_words(captioner.model.config.text.vocab_size)

@@ -18,8 +18,12 @@ from torch.utils.flop_counter import flop_registry
 from mmt_cli.benchmark.live import LiveMemory, is_opaque
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-# Products with weights that oneDNN or MKL has packed: the rows first, then the weights.
-_PACKED_LINEAR = ("mkldnn::_linear_pointwise", "mkldnn::_linear_pointwise.binary", "mkl::_mkl_linear")
+# Products that torch has no formula for, of weights packed by oneDNN or MKL, or in 8 bits: the rows come first.
+_LINEAR = (
+    *("mkldnn::_linear_pointwise", "mkldnn::_linear_pointwise.binary", "mkl::_mkl_linear"),
+    *("onednn::qlinear_pointwise", "aten::_int_mm"),
+)
+_CONVOLUTIONS = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_pointwise.binary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.work = NOTHING
         self.memory = LiveMemory()
-        own = (tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor) and not is_opaque(tensor))
+        kept = itertools.chain(model.state_dict().values(), model.buffers())
+        own = (tensor for tensor in kept if isinstance(tensor, Tensor) and not is_opaque(tensor))
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in own}
 
     @classmethod
@@ -155,7 +160,10 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: 
         return _convolution_backward_flops(*args)
     if func is torch.ops.aten.mv.default:
         return 2 * int(args[0].numel())
-    if name in _PACKED_LINEAR:
+    if name in _CONVOLUTIONS:
+        weight = args[2 if name.endswith(".binary") else 1]
+        return 2 * int(result.numel()) * math.prod(weight.shape[1:])
+    if name in _LINEAR:
         return 2 * int(args[0].numel()) * int(result.shape[-1])
     formula = flop_registry.get(func.overloadpacket)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0

@@ -29,6 +29,7 @@ def bench(
     save_chart: given.SaveChart = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: given.Quantize = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -63,6 +64,7 @@ def bench(
         against=against,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         seed=seed,
     )
     old = Baseline(Path(baseline)) if baseline else None

@@ -80,10 +80,12 @@ class Block(nn.ModuleDict):
         super().__init__(sublayers)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Return x_BLD after every sublayer."""
+        """Return x_BLD after every sublayer; of the text alone where nothing else is read out."""
         for name, sublayer in self.items():
             if context.has_memory or name not in NEED_MEMORY:
                 x_BLD = sublayer(x_BLD, context)
+            if name == "attention" and context.text is not None:  # no token looks at the others any more
+                x_BLD, context = x_BLD[:, context.text], context.of_text()
         return x_BLD
 
 

@@ -3,6 +3,7 @@
 B batch, N image tokens, L sequence, M memory (image) tokens, S summary, D width, R rows.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,13 @@ class Context:
     memory_mask_B11M: Tensor | None = None  # False at padding of the memory; None where there is none
     summary_BLS: Tensor | None = None  # what each token may know of both modalities, for gates
     cache: LayerCache | None = None
+    text: slice | None = None  # in the last block, where text alone is read out: what goes on behind self-attention
+
+    def of_text(self) -> "Context":
+        """Return what holds for the text alone."""
+        assert self.text is not None, "all goes on"
+        summary_BLS = None if self.summary_BLS is None else self.summary_BLS[:, self.text]
+        return dataclasses.replace(self, image_BL=None, summary_BLS=summary_BLS, text=None)
 
     @property
     def has_memory(self) -> bool:

@@ -5,6 +5,7 @@ B batch, L sequence, P prompt tokens, D width.
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 
 from mmt_cli.model.block import Block, cross_block, gated_cross_block, plain_block
@@ -56,8 +57,10 @@ def run_blocks(
     if rotary is not None:
         assert fused.place_BLA is not None, "rotary positions without places"
         rotation = rotary(fused.place_BLA)
-    x_BLD = fused.x_BLD
-    for index, block in enumerate(blocks):
+    x_BLD, stack = fused.x_BLD, list(blocks)
+    # Training reads all: else an expert of the last block for images would have no gradient, not even zero.
+    text_alone = fused.readout == fused.text != slice(0, x_BLD.shape[1]) and not torch.is_grad_enabled()
+    for index, block in enumerate(stack):
         context = Context(
             visibility=visibility,
             rotation=rotation,
@@ -66,9 +69,10 @@ def run_blocks(
             memory_mask_B11M=fused.memory_mask_B11M,
             summary_BLS=fused.summary_BLS,
             cache=None if cache is None else cache.layers[index],
+            text=fused.text if text_alone and index == len(stack) - 1 else None,
         )
         x_BLD = block(x_BLD, context)
-    return x_BLD[:, fused.readout]
+    return x_BLD if text_alone else x_BLD[:, fused.readout]
 
 
 class PromptEncoder(nn.Module):

@@ -12,6 +12,7 @@ from mmt_cli.errors import UsageError
         ({"image": Path("dog.jpg")}, r"--phase train, --image dog\.jpg"),
         ({"dtype": "float16"}, r"--phase train, --dtype float16"),
         ({"against": "transformers"}, r"--phase train, --against transformers"),
+        ({"quantize": "int8"}, r"--phase train, --quantize int8"),
     ],
 )
 def test_what_training_has_no_use_for_is_refused(options, words):

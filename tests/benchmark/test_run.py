@@ -12,7 +12,7 @@ from mmt_cli.benchmark.results import HOOKS, UNATTRIBUTED
 from mmt_cli.benchmark.run import run_benchmark
 from mmt_cli.benchmark.subject import opened
 from mmt_cli.benchmark.train import TrainWorkload
-from mmt_cli.captioning import captioner
+from mmt_cli.captioning import viewer
 from mmt_cli.checkpoint.load import save_checkpoint
 from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.options import GenerationOptions
@@ -164,6 +164,7 @@ def test_machine_and_settings_say_what_was_run(report):
         "warmup": 0,
         "cold_starts": 0,
         "against": None,
+        "quantize": None,
         "layers": True,
         "seed": 0,
     }
@@ -235,7 +236,7 @@ def test_image_file_is_what_is_read(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     Image.new("RGB", (50, 40), "red").save(path)
     read = []
-    for module in (run, captioner):
+    for module in (run, viewer):
         monkeypatch.setattr(module, "read_image", lambda source, **_: read.append(source) or Image.new("RGB", (9, 9)))
     found = run_benchmark(BenchOptions(**QUICK, image=path)).to_json()
     assert read == [path] * 4  # before the model is loaded, twice timed, once counted
@@ -256,6 +257,15 @@ def test_dtype_and_seed_reach_the_model():
     assert torch.equal(first.head.projection.weight, same.head.projection.weight)
     assert not torch.equal(first.head.projection.weight, other.head.projection.weight)
     assert run_benchmark(BenchOptions(**QUICK, dtype="bfloat16")).machine["dtype"] == "bfloat16"
+
+
+def test_weights_in_8_bits_are_counted_and_told():
+    report = run_benchmark(BenchOptions(**QUICK, quantize="int8")).to_json()
+    assert report["machine"]["dtype"] == "int8 and float32"
+    assert report["settings"]["quantize"] == "int8"
+    assert report["summary"]["parameters"] == 43_584
+    head = next(row for row in report["layers"] if row["name"] == "head" and row["phase"] == "prefill")
+    assert head["flops"] > 0 and head["bytes"] > 0
 
 
 def test_settings_change_the_preset_and_stand_in_the_report():

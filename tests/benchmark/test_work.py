@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmt_cli.benchmark.layers import Stopwatch
 from mmt_cli.benchmark.work import WorkCounter
 from mmt_cli.captioning.stepper import build_stepper
+from mmt_cli.model.int8 import Int8Embedding, OneDnnProduct, PlainProduct, can_multiply
 
 
 def count(tools, name):
@@ -40,9 +41,10 @@ def block_flops(block, queries, keys):
 def test_flops_are_those_of_every_product_attention_included(tools):
     model, found = count(tools, "tiny")
     block, image = model.config.text.block, model.config.vision.num_tokens
-    for layer in ("blocks.0", "blocks.2"):
+    of_image = 2 * image * block.width * 2 * block.mlp_width  # in an MLP: the last block's output for it is not read
+    for layer, spared in (("blocks.0", 0), ("blocks.2", of_image)):
         (prefill,), (step,) = found["prefill"].layers[layer], found["decode"].layers[layer]
-        assert prefill.flops == block_flops(block, image + 2, image + 2)
+        assert prefill.flops == block_flops(block, image + 2, image + 2) - spared
         assert step.flops == block_flops(block, 1, image + 3)
     assert found["decode"].layers["head"][0].flops == 2 * block.width * model.config.text.vocab_size
 
@@ -200,12 +202,35 @@ def test_inference_mode_where_operations_come_whole_counts_the_same(model, tools
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_packed_convolutions_count_as_plain_ones(groups):
+    x, weight = torch.randn(2, 8, 9, 9), torch.randn(8, 8 // groups, 3, 3)
+    how = [1, 1], [2, 2], [1, 1], groups
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(x.shape))
+    skip = torch.randn(2, 8, 5, 5)
+    with WorkCounter(torch.nn.Identity()) as plain:
+        torch.nn.functional.conv2d(x, weight, None, 2, 1, groups=groups)
+    with WorkCounter(torch.nn.Identity()) as fused:
+        torch.ops.mkldnn._convolution_pointwise(x, packed, None, *how, "none", [], "")
+        torch.ops.mkldnn._convolution_pointwise.binary(x, skip, packed, None, *how, "add", 1.0, None, [], None)
+    assert fused.work.flops == 2 * plain.work.flops > 0
+
+
 def test_packed_weights_count_as_those_they_were_made_of():
     weight, x = torch.ones(6, 4), torch.ones(3, 4)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 3)
     with torch.inference_mode(), WorkCounter(torch.nn.Linear(1, 1)) as counter:
         torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     assert (counter.work.flops, counter.work.nbytes) == (2 * 3 * 4 * 6, 4 * 24)
+
+
+@pytest.mark.parametrize("kind", [PlainProduct, *([OneDnnProduct] if can_multiply() else [])])
+def test_products_of_bytes_count_as_those_of_other_numbers(kind):
+    table = Int8Embedding(torch.nn.Embedding(6, 4))
+    product = kind(table.values_VD, table.scale_V1[:, 0])
+    with torch.inference_mode(), WorkCounter(table) as counter:
+        product(torch.ones(3, 4, dtype=torch.int8))
+    assert (counter.work.flops, counter.work.nbytes) == (2 * 3 * 4 * 6, 24 + 4 * 6)  # and a scale an output
 
 
 def test_peak_is_of_what_is_alive_at_once():

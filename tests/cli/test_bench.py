@@ -20,7 +20,7 @@ from mmt_cli.errors import UsageError
 OPTIONS = (
     "--model --set --revision --offline --phase --image --batch-size --prompt-tokens --gen-tokens --cold-starts "
     "--repetitions --warmup --layers --against --baseline --fail-above --format --save-svg --save-chart --device "
-    "--dtype --threads --seed --quiet --debug"
+    "--dtype --quantize --threads --seed --quiet --debug"
 )
 QUICK = ("-r", "1", "--warmup", "0", "--gen-tokens", "3", "--device", "cpu", "--cold-starts", "0")
 CEILINGS = Ceilings(flops_per_s=1e12, matrix_side=2048, bytes_per_s=1e11, buffer_bytes=1 << 30)
@@ -29,7 +29,7 @@ CEILINGS = Ceilings(flops_per_s=1e12, matrix_side=2048, bytes_per_s=1e11, buffer
 @pytest.fixture(autouse=True)
 def _quick_ceilings(monkeypatch):
     """Measuring those of the real machine takes seconds."""
-    monkeypatch.setattr(run, "measure_ceilings", lambda device, dtype: CEILINGS)
+    monkeypatch.setattr(run, "measure_ceilings", lambda device, dtype, **_: CEILINGS)
 
 
 def test_the_options_are_these_and_no_others():
@@ -295,6 +295,8 @@ def options_of(mmt, monkeypatch):
         (("--no-layers",), {"layers": False}),
         (("--device", "cuda:1"), {"device": "cuda:1"}),
         (("--dtype", "bfloat16"), {"dtype": "bfloat16"}),
+        ((), {"quantize": None}),
+        (("--quantize", "int8"), {"quantize": "int8"}),
         (("--seed", "5"), {"seed": 5}),
     ],
 )
@@ -334,6 +336,8 @@ def test_threads_are_set(mmt):
         (("preset:tiny", "--phase", "decode"), 2),
         (("preset:tiny", "--phase", "train", "--image", "x.jpg"), 2),
         (("preset:tiny", "--phase", "train", "--dtype", "float16"), 2),
+        (("preset:tiny", "--phase", "train", "--quantize", "int8"), 2),
+        (("preset:tiny", "--quantize", "int4"), 2),
         (("preset:nope",), 2),
         (("preset:tiny", "-b", "0"), 2),
         (("preset:tiny", "-b", "1,,2"), 2),

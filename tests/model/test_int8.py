@@ -1,12 +1,16 @@
 """Linear maps in 8 bits: how far off they may be, and that no row depends on its neighbours."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from mmt_cli.model import int8
-from mmt_cli.model.int8 import Int8Embedding, Int8Linear, quantise, quantised
+from mmt_cli.model.int8 import Int8Embedding, Int8Linear, count_bytes, quantise, quantised
 from mmt_cli.model.layers import ACTIVATIONS
 
 
@@ -106,3 +110,36 @@ def test_all_of_a_model_that_is_large_is_turned_into_8_bits():
     quantise(parts)
     kinds = {name: type(part) for name, part in parts.items()}
     assert kinds == {"up": Int8Linear, "gate": nn.Linear, "head": Int8Linear, "tokens": Int8Embedding}
+
+
+def test_a_tied_head_reads_the_numbers_of_the_table():
+    parts = nn.ModuleDict({"tokens": nn.Embedding(300, 256), "head": nn.Linear(256, 300, bias=False)})
+    parts["head"].weight = parts["tokens"].weight
+    parts["own"] = nn.Linear(256, 300, bias=False)
+    parts.requires_grad_(False)
+    alone = Int8Linear(parts["head"], None)
+    quantise(parts)
+    assert parts["head"].product.values is parts["tokens"].values_VD
+    assert count_bytes(parts) == 2 * 300 * 256  # once for both
+    x = torch.randn(5, 256)
+    with torch.inference_mode():
+        torch.testing.assert_close(parts["head"](x), alone(x))
+
+
+MULTIPLY = """
+import torch
+from mmt_cli.model.int8 import Int8Linear
+linear = Int8Linear(torch.nn.Linear(320, 96).requires_grad_(False), None)
+with torch.inference_mode():
+    for rows in (1, 8, 200):
+        linear(torch.randn(rows, 320))
+"""
+
+
+@pytest.mark.skipif(not int8.can_multiply(), reason="no 8-bit kernels on this machine")
+def test_products_are_made_by_kernels_not_by_plain_loops():
+    told = os.environ | {"ONEDNN_VERBOSE": "1"}
+    done = subprocess.run([sys.executable, "-c", MULTIPLY], env=told, capture_output=True, text=True, check=True)
+    products = [line for line in done.stdout.splitlines() if ",exec,cpu,matmul," in line]
+    assert len(products) == 4
+    assert not [line for line in products if ",ref" in line]

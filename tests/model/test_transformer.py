@@ -330,3 +330,18 @@ def test_beams_of_one_image_share_its_memory(tools: ModuleType) -> None:
         memory = next(layer.memory for layer in cache.layers if layer.memory is not None)
         found.append(len(memory[0].parts[0]))
     assert found == [3, 3, 2, 3, 1]
+
+
+def test_the_last_block_goes_on_with_the_text_alone_behind_its_attention(tools):
+    """Nothing reads the picture's tokens any more, which would be most of the work of that block's MLP."""
+    model = tools.build_model(tools.small_config("seed-prefix"))
+    seen: list[int] = []
+    for block in model.blocks:
+        block["mlp"].register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    ids, pixels = tools.random_ids(2, 3), tools.random_pixels(model.config, 2)
+    whole = 3 + model.config.num_image_tokens
+    read = model(ids, pixels)
+    assert seen == [whole] * len(model.blocks)  # with gradients all is read, that each weight gets one
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids, pixels), read)
+    assert seen[len(model.blocks) :] == [whole] * (len(model.blocks) - 1) + [3]
