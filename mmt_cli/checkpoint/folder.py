@@ -2,8 +2,8 @@
 
 import os
 import stat
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -120,11 +120,13 @@ def _cache_stores(root: Path) -> tuple[Path, ...]:
 class Weights:
     """The files that hold a checkpoint's weights, in the order of their names.
 
-    `files` gives for each the tensors its index promises; None where there is no index.
+    `files` gives for each the tensors its index promises; None where there is no index. `told` are the hashes that a
+    hub tells of those that it has alone: their sha256, None where it tells none.
     """
 
     format: Literal["safetensors", "pytorch"]
     files: dict[Path, frozenset[str] | None]
+    told: Mapping[Path, str | None] = field(default_factory=dict)
 
     def check(self, path: Path, names: Collection[str]) -> None:
         """Compare the tensors found in one of the files with those that the index promises.
@@ -152,16 +154,17 @@ def preferred_weights(names: Iterable[str]) -> str | None:
     return next((name for name in WEIGHTS_NAMES if name in there), None)
 
 
-def weight_files(folder: Folder, elsewhere: Collection[Path] = ()) -> Weights:
+def weight_files(folder: Folder, elsewhere: Mapping[Path, str | None] | None = None) -> Weights:
     """Return the files that hold the folder's weights.
 
     Args:
         folder: a checkpoint's.
-        elsewhere: files that count as there, since a hub has them.
+        elsewhere: files that count as there, since a hub has them, and the sha256 that it tells of each.
 
     Raises:
         ModelError: there are none, an index is broken, or a shard it names is missing or outside the folder.
     """
+    elsewhere = elsewhere or {}
     there = (name for name in WEIGHTS_NAMES if folder.path / name in elsewhere or folder.file(name) is not None)
     name = preferred_weights(there)
     if name is None:
@@ -175,7 +178,8 @@ def weight_files(folder: Folder, elsewhere: Collection[Path] = ()) -> Weights:
             files[path] = tensors
     else:
         files[folder.path / name] = None
-    return Weights(format="safetensors" if name.startswith(WEIGHTS) else "pytorch", files=files)
+    kind: Literal["safetensors", "pytorch"] = "safetensors" if name.startswith(WEIGHTS) else "pytorch"
+    return Weights(format=kind, files=files, told=elsewhere)
 
 
 def read_index(folder: Folder, name: str) -> dict[str, frozenset[str]]:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmt_cli.checkpoint.folder import CONFIG, INDEX, WEIGHTS_NAMES, Folder, preferred_weights, read_index, weight_files
-from mmt_cli.checkpoint.header import Header
 from mmt_cli.checkpoint.hub_errors import AwayError, explained, hushed, told
-from mmt_cli.checkpoint.hub_headers import range_header
+from mmt_cli.checkpoint.hub_headers import RemoteHeader, range_header
 from mmt_cli.errors import ModelError, UsageError, shown
 
 # What a model can need besides its weights; never code, and no chat template, which the families write themselves.
@@ -46,7 +45,7 @@ class Snapshot:
     """The files of one commit in the cache, and the headers of those weights that are not there."""
 
     folder: Path
-    headers: dict[Path, Header] = field(default_factory=dict)
+    headers: dict[Path, RemoteHeader] = field(default_factory=dict)
 
 
 def is_hub_id(reference: str) -> bool:

@@ -1,7 +1,6 @@
 """What goes wrong with a hub, in our words; and the peace and quiet while it is asked."""
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 
@@ -17,6 +16,8 @@ def hushed(*, progress: bool) -> Iterator[None]:
     """Keep warnings, hints and log lines off stderr, and bars too unless wanted: what goes wrong is raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import logging  # here, since only hub ids need it
+
         from huggingface_hub.utils import logging as hub_logging
         from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

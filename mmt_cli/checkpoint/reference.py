@@ -1,6 +1,5 @@
 """Model references: one string → the files of a checkpoint. No torch, unless the weights are pickled."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmt_cli.checkpoint.families import family_of
 from mmt_cli.checkpoint.families.base import Family
 from mmt_cli.checkpoint.folder import CONFIG, Folder, Weights, weight_files
-from mmt_cli.checkpoint.header import Header, TensorInfo, read_header
+from mmt_cli.checkpoint.header import TensorInfo, read_header
 from mmt_cli.checkpoint.hub import blob_sha256, fetch, fetch_headers, is_hub_id
 from mmt_cli.checkpoint.keymap import Origin, map_names
 from mmt_cli.errors import ConfigError, ModelError, UsageError, shown
@@ -18,6 +17,8 @@ from mmt_cli.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mmt_cli.checkpoint.hub_headers import RemoteHeader
 
 GENERATION_CONFIG = "generation_config"
 BUNDLED = Path(__file__).parent.parent / "weights"
@@ -84,6 +85,8 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return `name@` and 12 hex digits of the sha256 of the weights, or of their shards' sorted hashes."""
+        import hashlib
+
         digests = [blob_sha256(path) or _sha256(path) for path in self.weights.files]
         if len(digests) > 1:
             digests = [hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()]
@@ -108,7 +111,7 @@ def open_reference(reference: str | Path, hub: HubOptions | None = None, *, head
         UsageError: a revision of something that has none.
     """
     hub = hub or HubOptions()
-    headers: Mapping[Path, Header] = {}
+    headers: Mapping[Path, RemoteHeader] = {}
     if headers_alone and _means_hub(str(reference)):
         snapshot = fetch_headers(str(reference), **hub.asking)
         path, name, headers = snapshot.folder, str(reference).partition("/")[2], snapshot.headers
@@ -119,8 +122,9 @@ def open_reference(reference: str | Path, hub: HubOptions | None = None, *, head
     if raw_config is None:
         raise ModelError(f"a file is missing ({folder.path / CONFIG}, found no such file); give a checkpoint folder")
     family = family_of(raw_config)
+    told = {file: remote.sha256 for file, remote in headers.items()}
     weights = (
-        weight_files(folder, elsewhere=headers) if path.is_dir() else Weights(format="safetensors", files={path: None})
+        weight_files(folder, elsewhere=told) if path.is_dir() else Weights(format="safetensors", files={path: None})
     )
     infos, metadata, pickled = _read_weights(weights, headers)
     try:
@@ -171,7 +175,7 @@ def _means_hub(reference: str) -> bool:
 
 
 def _read_weights(
-    weights: Weights, headers: Mapping[Path, Header]
+    weights: Weights, headers: "Mapping[Path, RemoteHeader]"
 ) -> "tuple[dict[str, TensorInfo], dict[str, str], Mapping[str, Tensor] | None]":
     """Return what all files say of their tensors, their metadata, and the tensors where there is no header."""
     infos: dict[str, TensorInfo] = {}
@@ -179,7 +183,7 @@ def _read_weights(
     pickled: dict[str, Tensor] = {}
     for path in weights.files:
         if weights.format == "safetensors":
-            header = headers.get(path) or read_header(path)
+            header = headers[path].header if path in headers else read_header(path)
             found = header.tensors
             metadata |= header.metadata
         else:
@@ -197,5 +201,7 @@ def _read_weights(
 
 
 def _sha256(path: Path) -> str:
+    import hashlib
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,7 +31,7 @@ def plan_view(model: str, plan: "Plan", fits: "Sequence[Fit]") -> View:
 
 _NOTES = (
     "Bytes read are of weights, and of keys and values; the step is the last one, with the most to look back at.",
-    "Memory is what tensors take at most beside the weights, in training beside AdamW's averages, too.",
+    "Memory is what tensors take at most beside the weights, in training beside AdamW's averages and images to come.",
     "On a CPU the C library's heap may hold on to more: 28% where that was measured.",
 )
 

@@ -4,10 +4,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mmt_cli.cli import tables
-from mmt_cli.cli.views import Lines, Sheet, View
+from mmt_cli.cli.views import MOST_ROWS, Lines, Sheet, View
 
 if TYPE_CHECKING:
     from mmt_cli.inspection.check import Report
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from mmt_cli.inspection.tokens import Reading, Token
 
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
-_WIDE = 100  # columns from which on there is room for the shapes of modules
+_TOLD = "sha256 as the hub tells it of files that are not in the cache"
+_WIDE = 100  # columns from which on there is room for columns that not everybody needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ def summary_view(contents: "Contents", summary: "Summary", asked: Asked) -> View
             *([_modalities(modalities, total)] if modalities else []),
             *([_settings(contents.config)] if asked.config else []),
             *([Sheet(columns=("file", "sha256"), rows=list(digests.items()), left=2)] if digests else []),
-            *(f"{key}: {value}" for key, value in summary.metadata.items()),
+            *([_TOLD] if digests and contents.told else []),
+            *([_metadata(summary.metadata)] if summary.metadata else []),
         ]
 
     return View(
@@ -62,8 +65,13 @@ def summary_view(contents: "Contents", summary: "Summary", asked: Asked) -> View
     )
 
 
+def _is_wide() -> bool:
+    """Say whether there is room for columns that not everybody needs."""
+    return tables.is_endless() or tables.width() >= _WIDE
+
+
 def _modules(summary: "Summary", depth: int) -> Sheet:
-    total, wide = summary.total, tables.width() >= _WIDE
+    total, wide = summary.total, _is_wide()
 
     def row(name: str, part: "Part") -> tuple[str, ...]:
         return (name, part.modality or "", *([_shape(part.shape)] if wide else []), *_figures(part, total))
@@ -85,6 +93,13 @@ def _tensors(summary: "Summary") -> Sheet:
 def _modalities(modalities: "Sequence[Part]", total: "Part") -> Sheet:
     rows = [(part.name, *_figures(part, total)) for part in modalities]
     return Sheet(columns=("modality", "parameters", "share", "dtype", "bytes"), rows=rows)
+
+
+def _metadata(metadata: Mapping[str, str]) -> Lines:
+    """Return a line for each entry; a header has room for a million."""
+    more = len(metadata) - MOST_ROWS
+    rest = [f"… {more:,} more entries, all of them with -f json"] if more > 0 else []
+    return Lines(lines=[*(f"{key}: {value}" for key, value in islice(metadata.items(), MOST_ROWS)), *rest])
 
 
 def _figures(part: "Part", total: "Part") -> tuple[str, str, str, str]:
@@ -175,7 +190,7 @@ def diff_view(here: "Contents", there: "Contents", rows: "Sequence[Difference]")
     """Return what is the same, what has changed, and what only one has."""
     counts = {status: sum(row.status == status for row in rows) for status in dict.fromkeys(r.status for r in rows)}
     told = ", ".join(f"{count:,} {status}" for status, count in counts.items()) or "nothing to compare"
-    wide = tables.width() >= _WIDE or tables.is_endless()
+    wide = _is_wide()
     columns = ("module", "status", *(("modality", "parameters") if wide else ()), "relative L2", "cosine", "max")
     return View(
         title=f"{here.name} ({here.format}) and {there.name} ({there.format}): {told}",
@@ -222,7 +237,7 @@ def tokens_view(reading: "Reading") -> View:
         ]
 
     return View(
-        title=f"{reading.model}: {len(reading.tokens):,} tokens",
+        title=f"{reading.model}: {len(reading.tokens):,} token{'s' * (len(reading.tokens) != 1)}",
         parts=parts,
         records=lambda: [token.to_json() for token in reading.tokens],
         record=reading.to_json,

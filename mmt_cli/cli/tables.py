@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+NARROWEST = 9  # characters of a name where the terminal is too narrow for everything
+LONGEST_LINE = 1000  # characters of what has a line of its own
 _LONGEST_CELL = 200  # characters; tensor names may have a million
-_NARROWEST = 9  # characters of a name where the terminal is too narrow for everything
 _ENDLESS = 100_000  # columns
 _STEP = 1000
 _ROUNDS_UP = 999.5
@@ -34,7 +35,7 @@ def lines(contents: Sequence[str]) -> "Text":
     """Return texts of a line each, which `show` does not wrap."""
     from rich.text import Text
 
-    return Text("\n".join(short(content, 1000) for content in contents), no_wrap=True)
+    return Text("\n".join(short(content, LONGEST_LINE) for content in contents), no_wrap=True)
 
 
 def short(content: str, longest: int = _LONGEST_CELL) -> str:
@@ -50,7 +51,7 @@ def new_table(*columns: str, left: int = 1) -> "Table":
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
     for index, name in enumerate(columns):
         if index < left:
-            table.add_column(name, overflow="fold", no_wrap=index > 0, min_width=_NARROWEST)
+            table.add_column(name, overflow="fold", no_wrap=index > 0, min_width=NARROWEST)
         else:
             table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmt_cli.cli import console, tables
+from mmt_cli.cli import console, plain_views, tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,6 +79,8 @@ def show(view: View, output_format: Format) -> None:
         console.emit(_csv(view.records()))
     elif output_format == "md":
         console.emit(_markdown(view))
+    elif plain_views.is_plain():
+        console.emit("\n\n".join([tables.short(view.title), *map(_plain, view.parts())]) + "\n")
     else:
         tables.show(tables.cell(view.title, style="bold"), *(drawn(part) for part in view.parts()))
 
@@ -98,6 +100,16 @@ def drawn(part: Sheet | Lines | str) -> "Table | Text":
         table.add_section()
         table.add_row(*part.total, style="bold")
     return table
+
+
+def _plain(part: Sheet | Lines | str) -> str:
+    """Return a part as `drawn` has it drawn in a file or a pipe."""
+    if isinstance(part, str):
+        return tables.short(part)
+    if isinstance(part, Lines):
+        return "\n".join(tables.short(line, tables.LONGEST_LINE) for line in part.lines)
+    rows = [*part.shown, *([(part.rest,)] if part.rest else [])]
+    return plain_views.table(part.columns, rows, part.left, part.total)
 
 
 def _csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -1,15 +1,14 @@
 """All words of a caption on one sheet, each below the photo as the model looked at it for that word."""
 
-import functools
 import io
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from mmt_cli.inputs.printable import printable
 from mmt_cli.inspection.attention import Sight, WordSight
 from mmt_cli.inspection.heat import Heat, beneath, heat_of, lit, scale
+from mmt_cli.inspection.letters import cut, drawable, font, wrapped
 
 _CELL = 240  # pixels of the longer side of each picture
 _GAP, _MARGIN = 18, 32
@@ -18,16 +17,13 @@ _WORDS = 46  # pixels below each picture for the word and its figures
 _PAPER, _INK, _QUIET = (255, 255, 255), (24, 27, 33), (96, 104, 120)
 _TITLE, _WORD, _SMALL = 30, 19, 14  # pixels
 _BAR = (160, 12)
-_LONGEST = 300  # characters of a caption that are written out
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def sheet(sight: Sight, photo: Image.Image) -> Image.Image:
     """Return the sheet: caption and photo on top, then a picture a word, RGB.
 
-    Letters that Pillow's own font lacks, those of most scripts but the Latin one, are shown as `?`; the page of
-    `attention_page` shows them all.
+    Letters that neither Pillow's own font nor one of the machine has are shown as `?`; the page of `attention_page`
+    shows them all.
 
     Args:
         sight: where the model looked.
@@ -39,8 +35,8 @@ def sheet(sight: Sight, photo: Image.Image) -> Image.Image:
     cell = max(width, 130)
     columns = min(count, _MOST_COLUMNS)
     inner = max(columns * (cell + _GAP) - _GAP, 3 * 160)
-    title = _wrapped(_drawable(f"“{sight.script.caption.text}”", _TITLE), inner, _TITLE)
-    notes = [line for note in _notes(sight) for line in _wrapped(_drawable(note, _SMALL), inner, _SMALL)]
+    title = wrapped(drawable(f"“{sight.script.caption.text}”"), inner, _TITLE)
+    notes = [line for note in _notes(sight) for line in wrapped(drawable(note), inner, _SMALL)]
     head = _MARGIN + len(title) * (_TITLE + 8) + 6 + len(notes) * (_SMALL + 5) + 18
     rows = math.ceil(count / columns)
     full = head + rows * (height + _WORDS + _GAP) + 34 + _MARGIN
@@ -80,8 +76,10 @@ def _label(one: WordSight) -> tuple[str, str]:
 
 def _caption(draw: ImageDraw.ImageDraw, label: tuple[str, str], centre: int, top: int, width: int) -> None:
     word, figures = label
-    draw.text((centre, top), _cut(_drawable(word, _WORD), width, _WORD), fill=_INK, font=_font(_WORD), anchor="ma")
-    draw.text((centre, top + _WORD + 6), figures, fill=_QUIET, font=_font(_SMALL), anchor="ma")
+    word = cut(drawable(word), width, _WORD)
+    # At the baseline, so that words stand in one line whatever their letters and font.
+    draw.text((centre, top + _WORD - 2), word, fill=_INK, font=font(word, _WORD), anchor="ms")
+    draw.text((centre, top + _WORD + 6), figures, fill=_QUIET, font=font(figures, _SMALL), anchor="ma")
 
 
 def _legend(page: Image.Image, draw: ImageDraw.ImageDraw, heat: Heat, top: int) -> None:
@@ -89,51 +87,11 @@ def _legend(page: Image.Image, draw: ImageDraw.ImageDraw, heat: Heat, top: int) 
     width, height = _BAR
     page.paste(scale(width, height), (_MARGIN, top))
     text = f"0 to {heat.top:.1f} times the attention of an even spread; one scale for all words"
-    draw.text((_MARGIN + width + 10, top + height // 2), text, fill=_QUIET, font=_font(_SMALL), anchor="lm")
+    draw.text((_MARGIN + width + 10, top + height // 2), text, fill=_QUIET, font=font(text, _SMALL), anchor="lm")
 
 
 def _write(
     draw: ImageDraw.ImageDraw, lines: Sequence[str], top: int, step: int, size: int, fill: tuple[int, int, int]
 ) -> None:
     for index, line in enumerate(lines):
-        draw.text((_MARGIN, top + index * step), line, fill=fill, font=_font(size))
-
-
-@functools.cache
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)
-
-
-def _length(text: str, size: int) -> float:
-    return _font(size).getlength(text)
-
-
-def _wrapped(text: str, width: int, size: int) -> list[str]:
-    """Return lines that are no wider than `width`, broken between words and where a word alone is too wide."""
-    lines = [""]
-    for word in text[:_LONGEST].split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _length(longer, size) <= width:
-            lines[-1] = longer
-            continue
-        lines += [_cut(word, width, size)]
-    return [line for line in lines if line] or [""]
-
-
-def _cut(text: str, width: int, size: int) -> str:
-    if _length(text, size) <= width:
-        return text
-    while text and _length(f"{text}…", size) > width:
-        text = text[:-1]
-    return f"{text}…"
-
-
-def _drawable(text: str, size: int) -> str:
-    """Return a text with a question mark for every letter that the font lacks."""
-    missing = _shape("\uffff", size)
-    return "".join(c if c.isspace() or _shape(c, size) != missing else "?" for c in printable(text))
-
-
-@functools.lru_cache(maxsize=4096)
-def _shape(character: str, size: int) -> bytes:
-    return bytes(_font(size).getmask(character))
+        draw.text((_MARGIN, top + index * step), line, fill=fill, font=font(line, size))

@@ -6,7 +6,7 @@ The families' configs take longer to import than the header of a bare file takes
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Contents:
         metadata: of the weights' headers.
         config: in our own terms where the family is known, else the content of `config.json`; None without one.
         files: that hold the weights; none of a preset.
+        told: sha256 of those that only a hub has, as it tells them; None where it tells none.
         source: the checkpoint, where its family is known.
         pickled: the tensors themselves by their names in the file, where the format has no header to read alone.
     """
@@ -44,6 +45,7 @@ class Contents:
     metadata: dict[str, str]
     config: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()
+    told: Mapping[Path, str | None] = field(default_factory=dict)
     source: "Source | None" = None
     pickled: "Mapping[str, Tensor] | None" = None
 
@@ -57,10 +59,17 @@ class Contents:
             raise UsageError(f"a preset has no weights ({option}, model {shown(self.name)}); name a checkpoint")
 
     def sha256(self) -> dict[str, str]:
-        """Return the sha256 of each file of the weights, from a hub's cache where that tells it, else by reading."""
+        """Return the sha256 of each file of the weights: as a hub or its cache tells it, else by reading.
+
+        Raises:
+            ModelError: a hub has the file alone and tells no sha256 of it, or the file cannot be read.
+        """
         from mmt_cli.checkpoint.hub import blob_sha256
 
-        return {path.name: blob_sha256(path) or _sha256(path) for path in self.files}
+        untold = [path.name for path, digest in self.told.items() if digest is None]
+        if untold:
+            raise ModelError(f"the hub tells no sha256 ({shown(self.name)}, {shown(untold[0])}); fetch the file first")
+        return {path.name: self.told.get(path) or blob_sha256(path) or _sha256(path) for path in self.files}
 
 
 def look(
@@ -121,6 +130,7 @@ def of_source(source: "Source") -> Contents:
         metadata=source.metadata,
         config=source.config.to_json(),
         files=tuple(source.weights.files),
+        told=source.weights.told,
         source=source,
         pickled=source.pickled,
     )
@@ -209,5 +219,8 @@ def _preset_tensors(config: "ModelConfig") -> Iterator[TensorInfo]:
 def _sha256(path: Path) -> str:
     import hashlib
 
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the weights cannot be read ({path}, {error.strerror}); check the path") from error

@@ -31,6 +31,7 @@ _FIELDS = {
     "--num-beams": "beams",
 }
 _ADAMW = 2  # averages that it keeps of each weight's gradient, in float32
+BATCHES_AHEAD = 4  # whose images training has read while it does a step
 _FURTHER = 16  # images by which the two points of a line lie apart: in smaller batches other parts are the largest
 _MOST = 1_000_000  # images at a time that "fits" counts up to
 
@@ -47,7 +48,8 @@ class Plan:
         cache: bytes of keys and values at the end of a text.
         training: the phases of one step.
         recomputed: the same, with each block's activations computed again in the backward pass.
-        states: bytes of weights, gradients' averages and copies in training, beside what the phases take.
+        states: bytes of weights, gradients' averages and copies in training, and of the images of batches to come,
+            beside what the phases take.
     """
 
     load: Load
@@ -156,7 +158,7 @@ def _planned(model: MultimodalTransformer, load: Load) -> Plan:
         cache=cache,
         training=tuple(train_phases(model, load)),
         recomputed=tuple(train_phases(recompute(model), load)),
-        states=_states(model, size),
+        states=_states(model, size) + BATCHES_AHEAD * _images(model.config, load),
     )
 
 
@@ -204,3 +206,9 @@ def _states(model: MultimodalTransformer, parameters: int) -> int:
     whole = parameters * _FLOAT32 * (1 + _ADAMW)
     own = sum(parameter.nbytes for parameter in model.parameters())
     return whole + (parameters * _FLOAT32 - own) + (own if own < parameters * _FLOAT32 else 0)
+
+
+def _images(config: ModelConfig, load: Load) -> int:
+    """Return the bytes of a batch's pixels, which are float32."""
+    side = load.image_size or config.vision.image_size
+    return load.batch * load.tiles * config.vision.channels * side**2 * _FLOAT32

@@ -22,13 +22,18 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progre
 from mmt_cli.checkpoint import hub
 from mmt_cli.checkpoint.folder import Folder, weight_files
 from mmt_cli.checkpoint.hub import blob_sha256, fetch, fetch_headers, is_hub_id
+from mmt_cli.cli.inspect_views import Asked, summary_view
 from mmt_cli.errors import ModelError, UsageError
+from mmt_cli.inspection.contents import Contents, look
+from mmt_cli.inspection.summary import summary_of
+from mmt_cli.model.presets import preset
+from mmt_cli.model.transformer import MultimodalTransformer
 
 ID = "org/name"
 OLD, NEW = "0" * 40, "1" * 40
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
-LARGE = (".safetensors", ".bin")  # what a hub keeps outside git, under its sha256
+LARGE = (".safetensors", ".bin")  # what a hub keeps outside git, under its sha256, unless it is small
 PLAIN = {"config.json": b"{}", "tokenizer.json": b"{1}", "model.safetensors": b"weights"}
 
 
@@ -50,12 +55,17 @@ class Hub(ThreadingHTTPServer):
         self.look: Callable[[], bool] = bool  # what it answers while a request is served goes into `seen`
         self.seen: list[bool] = []
         self.knows_ranges = True
+        self.tells_sha256 = True
         self.sent = 0  # bytes that went out as ranges
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, Authorization
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def etag(self, content: bytes) -> str:
+        """Return what a file is kept under."""
+        return (hashlib.sha256 if self.tells_sha256 else hashlib.sha1)(content).hexdigest()
 
     def fetched(self) -> list[str]:
         """Names of the files that were fetched since the last call, in order; forgets all that was asked."""
@@ -114,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             Location=f"http://localhost:{served.server_port}/store/{commit}/{name}",  # another host than the hub's
             **{
                 "X-Repo-Commit": commit,
-                "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X-Linked-Etag": f'"{served.etag(content)}"',
                 "X-Linked-Size": str(len(content)),
             },
         )
@@ -466,9 +476,10 @@ def test_headers_come_without_the_weights(served: Hub, tensors: int, knows_range
     content = _weights(tensors)
     served.commits[NEW] = PLAIN | {"model.safetensors": content}
     snapshot = fetch_headers(ID)
-    [(path, header)] = snapshot.headers.items()
+    [(path, remote)] = snapshot.headers.items()
     assert path == snapshot.folder / "model.safetensors" and not path.exists()
-    assert sorted(header.tensors) == sorted(f"t{i}" for i in range(tensors))
+    assert remote.sha256 == hashlib.sha256(content).hexdigest()
+    assert sorted(remote.header.tensors) == sorted(f"t{i}" for i in range(tensors))
     assert (snapshot.folder / "config.json").exists()
     assert not knows_ranges or served.sent <= 100_000 + len(content) - 8 * tensors
 
@@ -477,7 +488,8 @@ def test_headers_of_shards_come_one_by_one(served: Hub) -> None:
     served.commits[NEW] = {"config.json": b"{}", INDEX: _index(*SHARDS), **dict.fromkeys(SHARDS, _weights(1))}
     snapshot = fetch_headers(ID)
     assert [path.name for path in snapshot.headers] == list(SHARDS)
-    assert list(weight_files(Folder(snapshot.folder), elsewhere=snapshot.headers).files) == list(snapshot.headers)
+    weights = weight_files(Folder(snapshot.folder), elsewhere=dict.fromkeys(snapshot.headers))
+    assert list(weights.files) == list(snapshot.headers)
 
 
 @pytest.mark.parametrize(
@@ -539,3 +551,46 @@ def test_a_hub_that_is_gone_leaves_the_cached_copys_headers(served: Hub) -> None
     served.close()
     assert fetch_headers(ID, note=notes.append).folder == folder
     assert len(notes) == 1
+
+
+def _tiny() -> dict[str, bytes]:
+    """Return the files of a sound checkpoint."""
+    config = preset("tiny")
+    entries: dict[str, object] = {}
+    end = 0
+    for name, tensor in MultimodalTransformer(config).own_state().items():
+        entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    raw = json.dumps(entries).encode()
+    own = {"format": "mmt", "format_version": 1, **config.to_json()}
+    return {
+        "config.json": json.dumps(own).encode(),
+        "model.safetensors": len(raw).to_bytes(8, "little") + raw + bytes(end),
+    }
+
+
+def _hashes(contents: Contents) -> tuple[dict[str, str], str]:
+    """Return the sha256 of each file, and all that is shown for them."""
+    asked = Asked(depth=1, tensors=False, config=False, sha256=True)
+    view = summary_view(contents, summary_of(contents), asked)
+    return view.record()["sha256"], str(view.parts())
+
+
+def test_the_hub_tells_the_sha256_of_weights_that_stay_there(served: Hub) -> None:
+    served.commits[NEW] = _tiny()
+    digests = {"model.safetensors": hashlib.sha256(served.commits[NEW]["model.safetensors"]).hexdigest()}
+    told, text = _hashes(look(ID))
+    assert told == digests and "as the hub tells it" in text
+    assert served.sent <= 100_000  # the header alone
+    fetch(ID)
+    told, text = _hashes(look(ID))
+    assert told == digests and "as the hub tells it" not in text
+
+
+def test_where_the_hub_tells_no_sha256_it_is_said(served: Hub) -> None:
+    served.commits[NEW], served.tells_sha256 = _tiny(), False
+    contents = look(ID)
+    with pytest.raises(ModelError, match=r"^the hub tells no sha256 \('name', 'model.safetensors'\); fetch the file"):
+        contents.sha256()
+    fetch(ID)  # then it is read
+    assert list(look(ID).sha256()) == ["model.safetensors"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mmt_cli.checkpoint.header import read_header
 from mmt_cli.checkpoint.hub import Snapshot
+from mmt_cli.checkpoint.hub_headers import RemoteHeader
 from mmt_cli.errors import ModelError, UsageError
 from mmt_cli.inspection.contents import look, look_at_file
 from mmt_cli.inspection.summary import summary_of
@@ -78,7 +79,7 @@ def test_a_models_weights_stay_on_the_hub(saved: Path, tmp_path: Path, monkeypat
     folder = tmp_path / "snapshot"
     folder.mkdir()
     (folder / "config.json").write_bytes((saved / "config.json").read_bytes())
-    header = read_header(saved / "model.safetensors")
+    header = RemoteHeader(header=read_header(saved / "model.safetensors"), sha256="0" * 64)
     asked = []
 
     def fetch_headers(repo_id: str, **options: object) -> Snapshot:

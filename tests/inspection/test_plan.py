@@ -1,9 +1,12 @@
 """A dry run takes what the real run takes: the same work to the operation, nearly the same memory."""
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmt_cli.errors import UsageError
-from mmt_cli.inspection.plan import fits, load_of, plan
+from mmt_cli.inspection.plan import BATCHES_AHEAD, fits, load_of, plan
 from mmt_cli.inspection.rehearsal import Load
 from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.presets import PRESETS, preset
+from mmt_cli.training import batches
 
 NAMES = ("mini", "modern", "seed-prefix", "git-base", "blip-base", "smolvlm-256m", "experts")
 LOAD = Load(batch=2, prompt=3, new=6)
@@ -209,3 +213,60 @@ def test_captioning_takes_the_memory_that_is_planned(name: str, batch: int) -> N
     found = plan(preset(name), Load(batch=batch, new=20))
     planned = found.caption_peak - found.weights
     assert planned == pytest.approx(measured, rel=0.15), (planned, measured)
+
+
+def test_as_many_batches_are_read_ahead_as_training_reads() -> None:
+    assert BATCHES_AHEAD == batches.BATCHES_AHEAD
+
+
+TRAIN = """
+import gc, json, sys, torch
+from pathlib import Path
+from mmt_cli.training.events import Started, Stepped
+from mmt_cli.training.loop import Trainer
+from mmt_cli.training.options import TrainOptions
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+torch.set_num_threads(1)
+data, preset, batch, recomputed = sys.argv[1:]
+options = TrainOptions(
+    data=(data,), out=Path(data, "out"), preset=preset, batch_size=int(batch), steps=4,
+    grad_checkpointing=recomputed == "True", device="cpu",
+)
+trainer, steps = Trainer(options), 0
+for event in trainer.run():
+    if isinstance(event, Started):
+        gc.collect()
+        before = status("VmRSS")
+        open("/proc/self/clear_refs", "w").write("5")
+    elif isinstance(event, Stepped):
+        steps += 1
+        if steps == 3:  # the optimizer has made its averages in the first
+            break
+print(json.dumps({"peak": status("VmHWM") - before, "config": trainer.model.config.to_json()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [("mini", 8), ("modern", 16), ("cross", 16), ("seed-prefix", 8), ("experts", 8), ("git-base", 4), ("vit-gpt2", 4)],
+)
+def test_training_takes_the_memory_that_is_planned(tmp_path: Path, name: str, batch: int, recomputed: bool) -> None:
+    """Growth of the process above the weights, over three steps of a real run."""
+    photos = sorted((Path(__file__).parent.parent / "data").glob("*.jpg"))
+    text = "a brown dog runs over the green grass with red ball in its mouth while two small children look"
+    for index in range(6 * batch):
+        shutil.copy(photos[index % len(photos)], tmp_path / f"{index:03}.jpg")
+        (tmp_path / f"{index:03}.txt").write_text(text)
+    command = [sys.executable, "-c", TRAIN, str(tmp_path), name, str(batch), str(recomputed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | PAGES)
+    found = json.loads(done.stdout.splitlines()[-1])
+    # A begin token, and one for each word, as common as these are.
+    planned = plan(ModelConfig.from_json(found["config"]), Load(batch=batch, prompt=1, new=len(text.split())))
+    peak = (planned.recomputed_peak if recomputed else planned.train_peak) - planned.weights
+    assert peak == pytest.approx(found["peak"], rel=0.15), (peak, found["peak"])

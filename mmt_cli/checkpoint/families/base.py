@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmt_cli.checkpoint.keymap import Layouts, Rules
-from mmt_cli.decoding.options import GenerationOptions
 from mmt_cli.errors import ModelError, shown
-from mmt_cli.inputs.prompt import Prompting
 from mmt_cli.model.block_config import Activation
 from mmt_cli.model.config import ModelConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # all that a look at headers leaves out
+    from mmt_cli.decoding.options import GenerationOptions
+    from mmt_cli.inputs.prompt import Prompting
     from mmt_cli.inputs.tokenizer import Tokenizer
 
 ANY = "*"  # in a module's FAMILIES: whatever the architecture is called
@@ -19,7 +19,7 @@ ANY = "*"  # in a module's FAMILIES: whatever the architecture is called
 ConfigReader = Callable[[Mapping[str, Any], Collection[str]], ModelConfig]
 
 
-def _as_they_are(options: GenerationOptions, config: Mapping[str, Any]) -> GenerationOptions:
+def _as_they_are(options: "GenerationOptions", config: Mapping[str, Any]) -> "GenerationOptions":
     return options
 
 
@@ -46,7 +46,7 @@ class Family:
     layouts: Layouts = ()
     prompting: "Callable[[Mapping[str, Any], Tokenizer], Prompting]"
     image_processor: str = "CLIPImageProcessor"
-    generation: Callable[[GenerationOptions, Mapping[str, Any]], GenerationOptions] = _as_they_are
+    generation: "Callable[[GenerationOptions, Mapping[str, Any]], GenerationOptions]" = _as_they_are
     answers: bool = False
     native: bool = False
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from mmt_cli.checkpoint.families.base import Family
 from mmt_cli.checkpoint.keymap import Rule
 from mmt_cli.errors import ModelError, shown
-from mmt_cli.inputs.prompt import Continuation
 from mmt_cli.model.config import ModelConfig
 
 if TYPE_CHECKING:
+    from mmt_cli.inputs.prompt import Continuation
     from mmt_cli.inputs.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -23,13 +23,15 @@ def _config(data: Mapping[str, Any], names: Collection[str]) -> ModelConfig:
     return ModelConfig.from_json({key: value for key, value in data.items() if key not in _FORMAT_KEYS})
 
 
-def prompting(config: Mapping[str, Any], words: "Tokenizer") -> Continuation:
+def prompting(config: Mapping[str, Any], words: "Tokenizer") -> "Continuation":
     """Return how our own models are asked, from their `config.json`."""
     return own_prompting(_config(config, ()), words)
 
 
-def own_prompting(config: ModelConfig, words: "Tokenizer") -> Continuation:
+def own_prompting(config: ModelConfig, words: "Tokenizer") -> "Continuation":
     """Return how our own models are asked: the begin token, the image where it is spliced in, the first words."""
+    from mmt_cli.inputs.prompt import Continuation
+
     return Continuation(start=(words.bos_id,), placeholder_id=config.placeholder_id, strips=True)
 
 
