@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,17 @@ PYTHON = re.findall(r"^```python\n(.+?)^```", README, flags=re.MULTILINE | re.DO
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a reader's: `photos`, with captions beside them."""
+    """A folder like a reader's: `photos`, with captions beside them, and `shards` of the same."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "photos").mkdir()
     for photo in (ROOT / "tests/data").glob("*.jpg"):
         shutil.copy(photo, folder / "photos")
         (folder / "photos" / f"{photo.stem}.txt").write_text(f"A {photo.stem} in a photo.\n", encoding="utf-8")
+    (folder / "shards").mkdir()
+    for number in range(2):
+        with tarfile.open(folder / f"shards/train-{number}.tar", "w") as archive:
+            for path in sorted((folder / "photos").iterdir()):
+                archive.add(path, arcname=path.name)
     (folder / "names.txt").write_text("photos/dog.jpg\nphotos/cow.jpg\n", encoding="utf-8")
     (folder / "questions.jsonl").write_text('{"path": "photos/dog.jpg", "prompt": "A"}\n', encoding="utf-8")
     (folder / "sentences.txt").write_text("A dog runs.\nTwo dogs run on a beach.\n" * 40, encoding="utf-8")

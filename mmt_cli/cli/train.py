@@ -1,23 +1,24 @@
 """`mmt train`: parse, call, print."""
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from mmt_cli.cli import console
+from mmt_cli.cli import console, views
 from mmt_cli.cli import train_options as given
 from mmt_cli.cli.options import Debug, Device, Quiet, Seed, Threads
 from mmt_cli.cli.train_curves import Curves
 from mmt_cli.cli.train_findings import problems_listed, show_left_out
 from mmt_cli.cli.train_progress import TrainProgress
+from mmt_cli.cli.train_scores import ScoreProgress, scores_view
 from mmt_cli.cli.train_stopping import TrainStopping
 from mmt_cli.training.options import ScoreOptions, TrainOptions
 
 if TYPE_CHECKING:
-    from mmt_cli.training.loop import Event, Trainer
+    from mmt_cli.training.events import Event
+    from mmt_cli.training.loop import Trainer
 
 
 def train(
@@ -85,25 +86,27 @@ def train(
 
 def _score(options: ScoreOptions, *, threads: int | None, quiet: bool, as_json: bool) -> None:
     from mmt_cli.device import set_threads
-    from mmt_cli.training.scoring import score
+    from mmt_cli.training.scoring import save, score
 
     set_threads(threads)
-    with problems_listed():
-        scored = score(options)
+    with problems_listed(), ScoreProgress(quiet=quiet) as progress:
+        scored = score(options, progress.show)
     show_left_out(scored.findings, quiet=quiet)
-    if as_json:
-        found = {"model": scored.model, "data": list(options.val), "images": scored.count, "figures": scored.figures}
-        console.emit(json.dumps(found) + "\n")
-    else:
-        console.emit("".join(f"{name}\t{value:.2f}\n" for name, value in scored.figures.items()))
+    try:
+        save(scored, options)
+    finally:  # what cannot be written can still be read
+        views.show(scores_view(scored, options), "json" if as_json else "table")
 
 
 def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's: each process would warn of what it is meant to do
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if quiet:
+        os.environ.setdefault("WANDB_SILENT", "true")
     from mmt_cli.device import keep_freed_memory, set_threads
     from mmt_cli.training.distributed import joined
-    from mmt_cli.training.loop import Stopped, Trainer
+    from mmt_cli.training.events import Stopped
+    from mmt_cli.training.loop import Trainer
 
     if not options.grad_checkpointing:  # what is kept lies in pieces: recomputing then takes twice the memory
         keep_freed_memory()
@@ -123,7 +126,7 @@ def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
 
 def _shown(trainer: "Trainer", *, quiet: bool) -> Iterator["Event"]:
     """Run the trainer and show what happens."""
-    from mmt_cli.training.loop import Evaluated
+    from mmt_cli.training.events import Evaluated
 
     for findings in trainer.task.findings:
         show_left_out(findings, quiet=quiet)

@@ -20,7 +20,10 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[str | None, text("--out", "-o", section=DATA, metavar="DIR", help="Checkpoint folder to write.")]
+Out = Annotated[
+    str | None,
+    text("--out", "-o", section=DATA, metavar="DIR", help="Folder to write: a checkpoint, or scores."),
+]
 Val = Annotated[list[str] | None, text("--val", section=DATA, metavar="DATA", help="Data to score on; may come again.")]
 Images = Annotated[
     str | None,
@@ -244,6 +247,7 @@ def score_options(values: Mapping[str, Any]) -> ScoreOptions:
     return ScoreOptions(
         model=values["init"] or "mini",
         val=tuple(values["val"]),
+        out=None if values["out"] is None else Path(values["out"]),
         images=None if values["images"] is None else Path(values["images"]),
         max_errors=values["max_errors"],
         tokenizer=values["tokenizer"],

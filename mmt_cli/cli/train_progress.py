@@ -2,19 +2,20 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from mmt_cli.cli import console
+from mmt_cli.cli.tables import quantity
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from mmt_cli.training.events import Evaluated, Event, Noted, Started, Stepped, Stopped
     from mmt_cli.training.images import Prepared
-    from mmt_cli.training.loop import Evaluated, Event, Started, Stepped, Stopped
 
-SAMPLES = 3  # captions shown at each evaluation
 _FIGURES = {  # of an evaluation, in the order shown
-    "cider": "CIDEr {:.1f}",
+    "cider": "CIDEr-D {:.1f}",
     "bleu4": "BLEU-4 {:.1f}",
     "perplexity": "perplexity {:.2f}",
     "loss": "loss {:.3f}",
@@ -51,6 +52,7 @@ class TrainProgress:
             "Stepped": self._stepped,
             "Evaluated": self._evaluated,
             "Stopped": self._stopped,
+            "Noted": self._noted,
         }
         handlers[type(event).__name__](event)  # type: ignore[operator]
 
@@ -64,7 +66,7 @@ class TrainProgress:
         self._steps, self._unit = event.steps, event.unit
         self._note(
             f"{event.train_count:,} training {event.unit}, {event.val_count:,} validation {event.unit}, "
-            f"{event.parameters / 1e6:.1f} M parameters ({event.trainable / 1e6:.1f} M trained), {event.steps:,} steps"
+            f"{quantity(event.parameters)} parameters ({quantity(event.trainable)} trained), {event.steps:,} steps"
         )
         if event.done:
             self._note(f"going on behind step {event.done:,}")
@@ -96,23 +98,28 @@ class TrainProgress:
     def _evaluated(self, event: "Evaluated") -> None:
         scores = event.scores
         mark = "  (best, saved)" if event.best else ""
-        figures = "  ".join(
-            text.format(scores.figures[name]) for name, text in _FIGURES.items() if name in scores.figures
-        )
+        figures = [text.format(scores.figures[name]) for name, text in _FIGURES.items() if name in scores.figures]
         if event.best:
-            self._best = f"  best {figures.partition('  ')[0]}"
-        self._note(f"step {event.step}: {figures}{mark}")
-        for caption in scores.captions[:SAMPLES]:
-            self._note(f"    {caption}")
+            self._best = f"  best {figures[0]}"
+        if "cider" in scores.intervals:
+            figures[0] += " ({:.1f} to {:.1f})".format(*scores.intervals["cider"])
+        self._note(f"step {event.step}: {'  '.join(figures)}{mark}")
+        for key, caption in scores.samples.items():
+            self._note(f"    {Path(key).name}: {caption}")
 
     def _stopped(self, event: "Stopped") -> None:
         if not event.wished:
             self._note(f"step {event.step}: no new best any more; the run ends")
+
+    def _noted(self, event: "Noted") -> None:
+        self._note(f"mmt: {event.text}")
 
 
 def _bar() -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+    # On a narrow terminal the last column loses its end.
+    figures = TextColumn("{task.fields[figures]}")
+    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(), figures)
     return Progress(*columns, console=Console(stderr=True), redirect_stdout=False, redirect_stderr=False)

@@ -35,6 +35,7 @@ class Batch:
     image_R: Tensor | None = None  # which image each row describes
     start: int = 1  # ids before the words of each row, which are given and not learned
     after: Position = START  # where the data stand when this batch is done
+    problems: tuple[str, ...] = ()  # what could not be read, and was made up for by other images
 
     @property
     def seen(self) -> tuple[Tensor, Tensor]:

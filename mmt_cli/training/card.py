@@ -1,13 +1,54 @@
 """The README of a checkpoint: what it was made of, how, how good it is, and on what terms."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from mmt_cli import __version__
+from mmt_cli.training.evaluate import TITLES
+from mmt_cli.training.findings import Findings
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.state import Progress
 
 
-def model_card(options: TrainOptions, figures: Mapping[str, float], step: int) -> str:
-    """Return the text: data, recipe, figures and terms of the run."""
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a run before it begins."""
+
+    options: TrainOptions
+    data: Findings  # of a look through the training data
+    val: Findings  # and through the validation data
+
+    def text(self, progress: Progress) -> str:
+        """Return data, recipe, figures and terms of the run as far as it is."""
+        options = self.options
+        sections = {
+            "Training data": [f"- {Path(name).name}" for name in options.data] + _counts(self.data),
+            "Recipe": _recipe(options, progress.step),
+            "Figures": self._figures(progress),
+            "Terms": _terms(options),
+        }
+        body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items())
+        made = f"A captioning model trained with `mmt train` (mmt {__version__})."
+        return f"# {options.out.resolve().name}\n\n{made}\n\n{body}\n"
+
+    def _figures(self, progress: Progress) -> list[str]:
+        if progress.scored != progress.step or not progress.figures:
+            return ["- not evaluated"]
+        names = ", ".join(Path(name).name for name in self.options.val)
+        lines = [f"On the validation data ({names}; {self.val.counts}), with 95 % intervals where they are known:", ""]
+        for name, value in progress.figures.items():
+            low_high = progress.intervals.get(name)
+            interval = f" ({low_high[0]:.2f} to {low_high[1]:.2f})" if low_high else ""
+            lines.append(f"- {TITLES.get(name, name)}: {value:.2f}{interval}")
+        return lines
+
+
+def _counts(findings: Findings) -> list[str]:
+    left_out = [f"- {findings.left_out_line}"] if findings.left_out_line else []
+    return [f"- {findings.counts} in all", *left_out]
+
+
+def _recipe(options: TrainOptions, step: int) -> list[str]:
     origin = options.init or (str(options.config) if options.config else f"preset {options.preset or 'mini'}")
     recipe = {
         "start": origin,
@@ -21,25 +62,17 @@ def model_card(options: TrainOptions, figures: Mapping[str, float], step: int) -
         "warm-up steps": options.warmup,
         "schedule": options.schedule,
         "weight decay": options.weight_decay,
+        "largest gradient": options.grad_clip,
         "label smoothing": options.label_smoothing,
+        "dropout": options.dropout,
         "moving average of the weights": options.ema,
         "augmentation": ", ".join(options.augment) or None,
+        "shuffle buffer": options.shuffle_buffer,
         "precision": options.precision,
         "seed": options.seed,
+        **options.settings,
     }
-    settings = [f"- {key}: {value}" for key, value in recipe.items() if value is not None]
-    settings += [f"- {key}: {value}" for key, value in options.settings.items()]
-    data = [f"- {Path(name).name}" for name in options.data]
-    validation = ", ".join(Path(name).name for name in options.val)
-    scores = [f"- {key}: {value:.2f}" for key, value in figures.items()] or ["- not evaluated"]
-    sections = {
-        "Training data": data,
-        "Recipe": settings,
-        f"Figures on the validation data{validation and f' ({validation})'}": scores,
-        "Terms": _terms(options),
-    }
-    body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items())
-    return f"# {options.out.resolve().name}\n\nA captioning model trained with `mmt train`.\n\n{body}\n"
+    return [f"- {key}: {value}" for key, value in recipe.items() if value is not None]
 
 
 def _terms(options: TrainOptions) -> list[str]:

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -96,10 +97,17 @@ def read_source(source: str, reading: Reading) -> Iterator[Part]:
     try:
         part = _reader(source)(Path(source), reading)
         if not part and findings.problems == before:
-            raise DataError(f"no images in {printable(source)}; name a data set that has some")
+            raise DataError(f"no images in {printable(source)}; {_advice(Path(source))}")
         yield part
     except DataError as problem:
         findings.lose(problem)
+
+
+def _advice(path: Path) -> str:
+    """What to name instead of a source without images."""
+    if path.is_dir() and any(entry.suffix.lower() == ".tar" for entry in path.iterdir()):
+        return f"name its shards, such as {printable(path / '*.tar')}"
+    return "name a data set that has some"
 
 
 def _reader(source: str) -> _Reader:
@@ -111,7 +119,10 @@ def _reader(source: str) -> _Reader:
             return read_folder
         if path.is_file() and path.suffix.lower() in _READERS:
             return _READERS[path.suffix.lower()]
-        path.stat()
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise DataError(
+                f"{printable(source)} is a pipe, which can be read once, and data are read again and again; save it"
+            )
     if source.lower().endswith(TEXT_SUFFIXES):
         raise DataError(f"{printable(source)} holds text without images; learn from it with --objective language")
     known = ", ".join(_READERS)

@@ -26,6 +26,16 @@ from mmt_cli.training.objectives.tokens import readouts
 from mmt_cli.training.vocabulary_loss import vocabulary_loss
 
 EVAL_BATCH = 50
+TITLES = {  # of figures, as papers have them; what they call CIDEr is nearly always CIDEr-D
+    "cider": "CIDEr-D",
+    "cider_plain": "CIDEr",
+    "bleu1": "BLEU-1",
+    "bleu2": "BLEU-2",
+    "bleu3": "BLEU-3",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+}
+SAMPLES = 3  # captions shown and kept of each evaluation
 _MASK_SEED = 0  # the same words and cells are hidden each time
 
 
@@ -36,6 +46,7 @@ class Scores:
     Attributes:
         figures: of the whole data set.
         rank: what the best checkpoint is chosen by; larger is better.
+        keys: what the images are called, where captions are scored.
         captions: one an image.
         intervals: where captions are scored, between which values each figure would lie for 95 % of data sets like
             this one (bootstrap over its images; references, and how rare their words are, stay as they are).
@@ -44,17 +55,32 @@ class Scores:
 
     figures: Mapping[str, float]
     rank: float
+    keys: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     per_image: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> dict[str, str]:
+        """Captions of a few images by their names, the same images each time."""
+        places = range(0, len(self.keys), max(1, len(self.keys) // SAMPLES))[:SAMPLES]
+        return {self.keys[place]: self.captions[place] for place in places}
+
+    @property
+    def ends(self) -> dict[str, list[float]]:
+        """The intervals as JSON holds them."""
+        return {name: list(ends) for name, ends in self.intervals.items()}
 
 
 class Evaluator:
     """Scores a captioner on the same examples again and again."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        references = [example.captions for example in examples]
-        self.count = len(examples)
+        keys, references = [], []
+        for example in examples:
+            keys.append(example.key)
+            references.append(example.captions)
+        self.keys, self.count = tuple(keys), len(keys)
         self.scorers: tuple[Scorer, ...] = (CiderScorer(references), BleuScorer(references), RougeScorer(references))
 
     def score(self, captioner: Captioner, see: Callable[[Sequence[int]], ImageTokens]) -> Scores:
@@ -85,7 +111,12 @@ class Evaluator:
             intervals |= {name: interval(values) for name, values in _columns(scorer, drawn).items()}
             per_image |= _columns(scorer, rows)
         return Scores(
-            figures=figures, rank=figures["cider"], captions=tuple(captions), intervals=intervals, per_image=per_image
+            figures=figures,
+            rank=figures["cider"],
+            keys=self.keys,
+            captions=tuple(captions),
+            intervals=intervals,
+            per_image=per_image,
         )
 
 

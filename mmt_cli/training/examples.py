@@ -29,9 +29,13 @@ class Example:
     def read(self) -> bytes:
         """Return the encoded image; DataError where it is gone or its archive is not the one that was indexed."""
         with os_errors_named(self.key), self.file.open("rb") as file:
-            unchanged = self.modified_ns in (None, os.fstat(file.fileno()).st_mtime_ns)
-            file.seek(self.offset)
-            data = file.read() if self.size is None else file.read(self.size)
+            return self.read_from(file)
+
+    def read_from(self, file: BinaryIO) -> bytes:
+        """Return the same from its file, which is open."""
+        unchanged = self.modified_ns in (None, os.fstat(file.fileno()).st_mtime_ns)
+        file.seek(self.offset)
+        data = file.read() if self.size is None else file.read(self.size)
         if unchanged and self.size in (None, len(data)):
             return data
         raise changed(self.file)

@@ -56,6 +56,13 @@ class Findings:
         return [*self._lines, f"and {more:,} more"] if more else list(self._lines)
 
     @property
+    def counts(self) -> str:
+        """How much can be used, in words."""
+        if not self.images:
+            return f"{self.captions:,} sentences"
+        return f"{self.images:,} images, {self.captions:,} captions"
+
+    @property
     def left_out_line(self) -> str | None:
         """What is not learned from, in one line; None where all is."""
         parts = {"broken": self.broken, "without a description": self.left_out}

@@ -23,6 +23,7 @@ from mmt_cli.model.presets import with_dropout
 from mmt_cli.training.augment import SHORTEST_SIDE, Augmentation
 from mmt_cli.training.examples import Example
 from mmt_cli.training.features import FeatureWriter, Shape, feature_file, is_whole, map_features
+from mmt_cli.training.sequential import SequentialReader
 
 FEATURE_BATCH = 32  # fixed: batches of other sizes can change the last bits of a feature
 
@@ -41,11 +42,16 @@ class Images:
     """The images of a data set, by index."""
 
     def __init__(
-        self, examples: Sequence[Example], captioner: Captioner, augmentation: Augmentation | None = None
+        self,
+        examples: Sequence[Example],
+        captioner: Captioner,
+        augmentation: Augmentation | None = None,
+        reader: SequentialReader | None = None,
     ) -> None:
         self.examples = examples
         self.captioner = captioner
         self.augmentation = augmentation
+        self.reader = reader  # of the same examples; None: each is read by itself
 
     def prepare(self) -> Iterator[Prepared]:
         """Do what is to be done once before the first `load`, yielding how far it is."""
@@ -68,14 +74,20 @@ class Images:
         example = self.examples[index]
         try:
             if self.augmentation is None or epoch is None:
-                picture = self.captioner.read(example.read())
+                picture = self.captioner.read(self._encoded(index, epoch))
             else:
-                image = self._with_room(example.read())
+                image = self._with_room(self._encoded(index, epoch))
                 picture = self.captioner.prepare(self.augmentation.draw(epoch, index).apply(image))
             return example.key, picture.pixels_NCHW[0]
         except ImageError as error:
             what = f"{example.key}, {error}"
-            raise DataError(f"an image of the data set cannot be read ({what}); mend or remove it") from error
+            advice = "mend or remove it" if epoch is None else "mend it, or allow for it with --max-errors"
+            raise DataError(f"an image of the data set cannot be read ({what}); {advice}") from error
+
+    def _encoded(self, index: int, epoch: int | None) -> bytes:
+        if self.reader is None or epoch is None:
+            return self.examples[index].read()
+        return self.reader.read(index, epoch)
 
     def _with_room(self, data: bytes) -> Image:
         """Return the image large enough for the smallest crop of it to be no smaller than the model wants it."""

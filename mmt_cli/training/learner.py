@@ -20,7 +20,7 @@ from mmt_cli.training.memory import checkpoint_blocks
 from mmt_cli.training.optim import build_optimizer, freeze, frozen_names, set_modes
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.parallel import batch_statistics, full_tensor, run_in
-from mmt_cli.training.tasks import Task
+from mmt_cli.training.tasks.base import Task
 
 _SMALLEST_SCALE = 1.0  # of a float16 loss: gradients that overflow at this one are no matter of scale
 

@@ -3,20 +3,21 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mmt_cli.errors import DivergedError
+from mmt_cli.errors import DataError, DivergedError
 from mmt_cli.training.batches import Batch, batches
-from mmt_cli.training.checkpoints import Saved
+from mmt_cli.training.card import ModelCard
+from mmt_cli.training.checkpoints import Saved, step_of
 from mmt_cli.training.distributed import World
 from mmt_cli.training.evaluate import Scores
-from mmt_cli.training.images import Prepared
+from mmt_cli.training.events import Evaluated, Event, Noted, Started, Stepped, Stopped
 from mmt_cli.training.learner import Learner, NotFiniteError
 from mmt_cli.training.memory import peak_memory
 from mmt_cli.training.optim import learning_rate, warmup_steps
 from mmt_cli.training.options import TrainOptions
-from mmt_cli.training.order import plan
+from mmt_cli.training.order import Job, Position, plan
 from mmt_cli.training.origin import check_origin
 from mmt_cli.training.report import open_report
 from mmt_cli.training.run_folder import RunFolder
@@ -26,53 +27,6 @@ from mmt_cli.training.stop import StopWish, StopWished
 from mmt_cli.training.tasks import TASKS
 
 MOST_NAMED = 64  # examples of a batch that an error names
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """The run is set up."""
-
-    steps: int
-    done: int  # of them, by the run that this one goes on with
-    unit: str  # what one example is called, in the plural
-    train_count: int
-    val_count: int
-    parameters: int
-    trainable: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stepped:
-    """One optimizer step is done; the losses are means since the last logged step."""
-
-    step: int
-    loss: float  # in nats
-    parts: Mapping[str, float]  # by name, where the loss has several
-    lr: float
-    per_s: float  # examples
-    memory: int  # bytes at most so far, of the device
-    logged: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """The validation set is scored; `best` when this is the best so far, now saved."""
-
-    step: int
-    scores: Scores
-    best: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopped:
-    """The run ends before its time: as wished, or early since nothing is gained any more."""
-
-    step: int
-    folder: Path  # of the saved step
-    wished: bool
-
-
-Event = Started | Prepared | Stepped | Evaluated | Stopped
 
 
 class Trainer:
@@ -101,7 +55,8 @@ class Trainer:
         self.progress = Progress()
         if self.folder.saved is not None:
             self.folder.saved = self._loaded(self.folder.saved)
-        self.folder.keep_source(self.captioner)
+        data, val = self.task.findings
+        self.folder.begin(self.captioner, ModelCard(options=options, data=data, val=val))
 
     def _identity(self) -> dict[str, object]:
         options, total = self.options, self.total_steps
@@ -152,7 +107,18 @@ class Trainer:
                 if self._unscored:
                     yield from self._evaluate()
                     self._save()
-            yield from self._steps()
+            try:
+                yield from self._steps()
+            except DataError:
+                yield from self._kept()
+                raise
+
+    def _kept(self) -> Iterator[Event]:
+        """Save what would be lost where unreadable data end the run; the others of a team would not know of it."""
+        newest = self.folder.checkpoints.newest
+        if self.progress.step and self.world.size == 1 and (newest is None or step_of(newest) != self.progress.step):
+            self._save()
+            yield Noted(text=f"step {self.progress.step} is saved; go on with --resume auto when the data are mended")
 
     def _prepare(self) -> Iterator[Event]:
         """Have the data prepared: by one process of each machine, and then by the others, which find what it left."""
@@ -166,12 +132,17 @@ class Trainer:
 
     def _steps(self) -> Iterator[Event]:
         progress, task, world = self.progress, self.task, self.world
-        share = {"rank": world.rank, "world": world.size}
-        jobs = plan(task.order, task.count, batch_size=self.options.batch_size, start=progress.position, **share)
-        stream = self._collected(batches(task.batch, jobs))
+        share = {"batch_size": self.options.batch_size, "rank": world.rank, "world": world.size}
+
+        def jobs(start: Position) -> Iterator[Job]:
+            return plan(task.order, task.count, start=start, **share)
+
+        task.follow(jobs, progress.position)
+        stream = self._collected(batches(task.batch, jobs(progress.position)))
         clock, seen = time.perf_counter(), 0
         while progress.step < self.total_steps and not self._gains_nothing:
             group = next(stream)
+            yield from (Noted(text=problem) for batch in group for problem in batch.problems)
             lr = learning_rate(progress.step + 1, self.options, self.total_steps)
             progress.losses.append(self._learn(group, lr))
             progress.step += 1
@@ -251,7 +222,7 @@ class Trainer:
             progress.losses.clear()
         return Stepped(step=progress.step, loss=loss, parts=parts, lr=lr, per_s=per_s, memory=memory, logged=logged)
 
-    def _log(self, record: Mapping[str, float | str]) -> None:
+    def _log(self, record: Mapping[str, Any]) -> None:
         self.folder.log(record)
         self.report.log(record)
 
@@ -265,12 +236,15 @@ class Trainer:
             if scores is None:
                 return
             best = progress.best is None or scores.rank > progress.best
-            progress.scored, progress.rank, progress.figures = progress.step, scores.rank, dict(scores.figures)
+            progress.scored, progress.rank = progress.step, scores.rank
+            progress.figures, progress.intervals = dict(scores.figures), scores.ends
             progress.waited = 0 if best else progress.waited + 1
             if best:
                 progress.best = scores.rank
-                folder.save_best(self.captioner, progress.figures, progress.step)
-        self._log({"step": progress.step, "kind": "eval", **progress.figures})
+                folder.save_best(self.captioner, progress)
+                folder.save_scores(scores)
+        more = {"intervals": progress.intervals, "samples": scores.samples} if scores.captions else {}
+        self._log({"step": progress.step, "kind": "eval", **progress.figures, **more})
         yield Evaluated(step=progress.step, scores=scores, best=best)
 
     def _score(self) -> Scores | None:
@@ -284,14 +258,12 @@ class Trainer:
         """Write the step folder; without a validation set the run's folder holds the same model."""
         progress, learner = self.progress, self.learner
         tensors, record = learner.tensors(), {**progress.to_json(), **learner.record(), "identity": self.identity}
-        figures = progress.figures if progress.scored == progress.step else {}
         with learner.as_saved():
             if not self.task.val_count:
-                self.folder.save_best(self.captioner, figures, progress.step)
+                self.folder.save_best(self.captioner, progress)
             return self.folder.save_step(
                 self.captioner,
-                figures,
-                progress.step,
+                progress,
                 tensors=tensors,
                 sharded=learner.parallel.sharded,
                 record=record,

@@ -205,6 +205,7 @@ class ScoreOptions:
 
     model: str
     val: tuple[str, ...]
+    out: Path | None = None
     images: Path | None = None
     max_errors: str | None = None
     tokenizer: str | None = None

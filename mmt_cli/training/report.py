@@ -1,5 +1,6 @@
 """The lines of `metrics.jsonl` sent to a service that draws them, where the user has one."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -7,6 +8,8 @@ from typing import Any, Protocol
 from mmt_cli.errors import UsageError
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.state import identity
+
+_WANDB_ID = ".wandb-id"  # in the run's folder: what the service knows the run by
 
 
 class Report(Protocol):
@@ -67,15 +70,18 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases, named like the run's folder."""
+    """A run of Weights & Biases, named like the run's folder; where training goes on, the same run does."""
 
     def __init__(self, options: TrainOptions, step: int) -> None:
         try:
             import wandb
         except ImportError as error:
             raise _missing(options) from error
-        name = options.out.resolve().name
-        self.run: Any = wandb.init(project="mmt", name=name, dir=str(options.out), config=identity(options))
+        told = options.out / _WANDB_ID
+        if not step or not told.exists():
+            told.write_text(secrets.token_hex(4), encoding="utf-8")
+        run = {"project": "mmt", "name": options.out.resolve().name, "id": told.read_text(encoding="utf-8")}
+        self.run: Any = wandb.init(**run, resume="allow", dir=str(options.out), config=identity(options))
 
     def log(self, record: Mapping[str, Any]) -> None:
         self.run.log(_figures(record), step=record["step"])

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.checkpoint.load import save_checkpoint
+from mmt_cli.checkpoint.reference import open_reference
 from mmt_cli.checkpoint.save_hf import HuggingFaceFolder
 from mmt_cli.device import DTYPES
 from mmt_cli.errors import UsageError
-from mmt_cli.training.card import model_card
+from mmt_cli.training.card import ModelCard
 from mmt_cli.training.checkpoints import METRICS, Checkpoints, Saved, disk_errors_named, read
 from mmt_cli.training.distributed import World
+from mmt_cli.training.evaluate import Scores
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.score_files import write_scores
+from mmt_cli.training.state import Progress
 
 _LOCK = ".lock"
 
@@ -46,8 +50,9 @@ class RunFolder:
         found = self.checkpoints.find(options.resume)
         self.saved: Saved | None = None if found is None else read(found)
 
-    def keep_source(self, captioner: Captioner) -> None:
+    def begin(self, captioner: Captioner, card: ModelCard) -> None:
         """Read what training leaves as it is: the source may be gone when the run ends."""
+        self.card = card
         source = captioner.source
         self.hugging_face = None if source is None or source.family.native else HuggingFaceFolder(source)
 
@@ -99,18 +104,24 @@ class RunFolder:
         with self._named(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save_best(self, captioner: Captioner, figures: Mapping[str, float], step: int) -> None:
+    def save_best(self, captioner: Captioner, progress: Progress) -> None:
         """Write the folder's own checkpoint, in the dtype the user asked for."""
         if not self.world.leads:
             return
         with self._named(self.folder):
-            self._save(self.folder, captioner, figures, step, self.options.save_dtype)
+            self._save(self.folder, captioner, progress, self.options.save_dtype)
+
+    def save_scores(self, scores: Scores) -> None:
+        """Write what the folder's own checkpoint reached, and each image's share in it, where captions were scored."""
+        if self.world.leads and scores.captions:
+            with self._named(self.folder):
+                model = open_reference(self.folder).fingerprint()
+                write_scores(self.folder, scores, model=model, data=self.options.val)
 
     def save_step(
         self,
         captioner: Captioner,
-        figures: Mapping[str, float],
-        step: int,
+        progress: Progress,
         *,
         tensors: dict[str, Tensor],
         sharded: bool,
@@ -119,11 +130,11 @@ class RunFolder:
         """Write `checkpoints/step-NNNNNN`, its model in float32, then remove those that need not be kept."""
 
         def write_model(folder: Path) -> None:
-            self._save(folder, captioner, figures, step, "float32")
+            self._save(folder, captioner, progress, "float32")
 
-        with self._named(self.checkpoints.folder / f"step-{step:06d}"):
+        with self._named(self.checkpoints.folder / f"step-{progress.step:06d}"):
             saved = self.checkpoints.save(
-                step, write_model, tensors=tensors, sharded=sharded, record=record, metrics=self.metrics
+                progress.step, write_model, tensors=tensors, sharded=sharded, record=record, metrics=self.metrics
             )
             if self.world.leads:
                 self.checkpoints.prune(self.options.keep, self.options.keep_best)
@@ -132,8 +143,8 @@ class RunFolder:
     def _named(self, path: Path) -> AbstractContextManager[None]:
         return disk_errors_named(path, lambda: self.checkpoints.newest)
 
-    def _save(self, folder: Path, captioner: Captioner, figures: Mapping[str, float], step: int, dtype: str) -> None:
-        card = model_card(self.options, figures, step)
+    def _save(self, folder: Path, captioner: Captioner, progress: Progress, dtype: str) -> None:
+        card = self.card.text(progress)
         if self.hugging_face is not None:
             self.hugging_face.save(
                 folder, captioner.model, preprocessing=captioner.preprocessing, card=card, dtype=DTYPES[dtype]

@@ -38,6 +38,7 @@ class Progress:
         scored: the step of the last evaluation, 0 for none.
         rank: its score, larger is better.
         figures: its figures.
+        intervals: how far these may be off, where that is known.
         best: the largest score so far.
         waited: evaluations since.
         losses: of each step since the last logged one.
@@ -48,6 +49,7 @@ class Progress:
     scored: int = 0
     rank: float | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
     best: float | None = None
     waited: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Progress:
         Raises:
             ModelError: something is missing.
         """
+        record = {"intervals": {}, **record}  # which older runs do not have
         try:
             values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
             values |= {"position": Position(**record["position"]), "rank": record["last_rank"]}

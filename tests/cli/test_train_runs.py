@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -133,15 +134,60 @@ def test_a_trained_model_is_scored_without_a_folder_to_write(mmt, photos, tmp_pa
     before = sorted(path.name for path in tmp_path.iterdir())
     scored = mmt("train", "--eval-only", "--init", str(out), "--val", str(photos))
     assert scored.code == 0
-    figures = dict(line.split("\t") for line in scored.out.splitlines())
-    assert {"cider", "bleu1", "bleu4"} <= figures.keys()
+    rows = {line.split()[0]: line.split()[1:] for line in scored.out.splitlines() if " to " in line}
+    assert list(rows) == ["CIDEr-D", "CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
     evaluated = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    best = max(line["cider"] for line in evaluated if line["kind"] == "eval")
-    assert float(figures["cider"]) == pytest.approx(best, abs=0.01)
+    best = max((line for line in evaluated if line["kind"] == "eval"), key=lambda line: line["cider"])
+    assert float(rows["CIDEr"][1]) == pytest.approx(best["cider_plain"], abs=0.01)
+    assert [float(rows["CIDEr"][place]) for place in (2, 4)] == pytest.approx(
+        best["intervals"]["cider_plain"], abs=0.01
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     found = json.loads(mmt("train", "--eval-only", "--init", str(out), "--val", str(photos), "-f", "json").out)
-    assert found["figures"]["cider"] == pytest.approx(best)
+    assert found["figures"]["cider"] == pytest.approx(best["cider"])
+    assert found["intervals"]["bleu4"] == pytest.approx(best["intervals"]["bleu4"])
     assert (found["model"].partition("@")[0], found["images"]) == ("out", 8)
+    # The run itself left the same beside its best weights.
+    assert json.loads((out / "scores.json").read_text(encoding="utf-8")) == found
+    lines = [json.loads(line) for line in (out / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["image"]: line["caption"] for line in lines}.items() >= best["samples"].items()
+    assert (
+        mmt("train", "--eval-only", "--init", str(out), "--val", str(photos), "-o", str(tmp_path / "scored")).code == 0
+    )
+    for name in ("scores.json", "scores.jsonl"):
+        assert (tmp_path / "scored" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_foreign_model_is_scored(mmt, photos, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "checkpoint/families"))
+    from hf.build import build
+
+    build("git", tmp_path / "git")
+    scored = mmt(
+        "train", "--eval-only", "--init", str(tmp_path / "git"), "--val", str(photos), "-o", str(tmp_path / "o")
+    )
+    assert scored.code == 0
+    assert "ROUGE-L" in scored.out
+    lines = [json.loads(line) for line in (tmp_path / "o/scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    captioned = mmt("caption", str(photos), "-m", str(tmp_path / "git"), "-f", "jsonl", "-b", "1")
+    assert [line["caption"] for line in lines] == [json.loads(line)["caption"] for line in captioned.out.splitlines()]
+
+
+def test_a_folder_for_scores_that_cannot_be_made_is_told_before_the_first_caption(mmt, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmt_cli.training.scoring.Evaluator", None)
+    (tmp_path / "file").touch()
+    ended = mmt("train", "--eval-only", "--val", str(photos), "--out", str(tmp_path / "file/out"))
+    assert (ended.code, len(ended.lines), ended.out) == (2, 1, "")
+    assert f"--out {tmp_path / 'file/out'}, Not a directory); give another folder" in ended.err
+
+
+def test_scores_that_the_disk_does_not_take_are_shown_all_the_same(mmt, photos, tmp_path):
+    (tmp_path / "out/scores.jsonl").mkdir(parents=True)
+    ended = mmt("train", "--eval-only", "--val", str(photos), "--out", str(tmp_path / "out"))
+    assert (ended.code, len(ended.lines)) == (2, 1)
+    assert "Is a directory); give another folder" in ended.err
+    assert "CIDEr-D" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -190,11 +236,11 @@ def test_a_service_that_is_not_installed_is_named_with_its_extra(mmt, photos, tm
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_service_gets_every_figure(mmt, photos, tmp_path, monkeypatch, name):
-    told, closed = [], []
+    told, closed, runs = [], [], []
 
     class Service:
-        def __init__(self, *_, **__):
-            pass
+        def __init__(self, *_, **settings):
+            runs.append(settings)
 
         def add_scalar(self, figure, value, step):
             told.append((figure, step))
@@ -214,3 +260,8 @@ def test_a_service_gets_every_figure(mmt, photos, tmp_path, monkeypatch, name):
     assert mmt(*run, "--report-to", name).code == 0
     assert {("train/loss", 8), ("train/lr", 8), ("eval/cider", 4), ("eval/cider", 8)} <= set(told)
     assert closed == [True]
+    assert mmt(*run, "--report-to", name, "--resume", "auto").code == 0
+    if name == "wandb":
+        assert runs[0]["id"] == runs[1]["id"]
+    else:
+        assert [settings["purge_step"] for settings in runs] == [1, 9]

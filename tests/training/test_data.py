@@ -488,14 +488,16 @@ def test_every_source_must_hold_something(tmp_path):
     (tmp_path / "blank.jsonl").write_text("\n\n")
     for source in (tmp_path / "folder", empty, tmp_path / "blank.jsonl"):
         assert f"no images in {source}" in problem(full, source)
+    write_tar(tmp_path / "folder/s.TAR", [])
+    assert f"name its shards, such as {tmp_path / 'folder'}/*.tar" in problem(tmp_path / "folder")
     assert "no data set named" in problem()
 
 
 def test_sources_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"1")
     os.mkfifo(tmp_path / "pipe.tar")
-    for name in ("a.zip", "pipe.tar"):
-        assert f"{name} is not a data set that can be read" in problem(tmp_path / name)
+    assert "a.zip is not a data set that can be read" in problem(tmp_path / "a.zip")
+    assert "pipe.tar is a pipe, which can be read once" in problem(tmp_path / "pipe.tar")
     assert "(No such file or directory)" in problem(tmp_path / "none.tar")
     assert "(File name too long)" in problem("x" * 5000)
     assert "is a URL" in problem("https://example.org/train-{000..005}.tar")

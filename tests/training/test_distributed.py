@@ -24,7 +24,8 @@ from mmt_cli.cli.outcome import describe
 from mmt_cli.errors import DataError, ToldElsewhereError, UsageError
 from mmt_cli.training.checkpoints import Checkpoints, is_whole
 from mmt_cli.training.distributed import World, joined
-from mmt_cli.training.loop import Started, Stepped, Trainer
+from mmt_cli.training.events import Started, Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.parallel import Sharded
 from mmt_cli.training.state import check_same, identity
@@ -33,7 +34,8 @@ WORKER = """
 import dataclasses, json, pickle, sys
 from mmt_cli.errors import DivergedError
 from mmt_cli.training.distributed import joined
-from mmt_cli.training.loop import Stepped, Trainer
+from mmt_cli.training.events import Stepped
+from mmt_cli.training.loop import Trainer
 
 runs = pickle.load(open(sys.argv[1], "rb"))
 with joined(runs[0][0]) as (world, placed):
@@ -116,6 +118,8 @@ def options(folder: Path, out: str, **changes: Any) -> TrainOptions:
         "steps": 8,
         "batch_size": 2,
         "grad_accum": 2,
+        "grad_clip": 100.0,
+        "ema": 0.9,
         "dropout": 0.0,
         "lr": 5e-3,
         "warmup": 2,
@@ -131,7 +135,7 @@ def options(folder: Path, out: str, **changes: Any) -> TrainOptions:
 def chance(folder: Path, out: str, **changes: Any) -> TrainOptions:
     """A run in which all that could differ after a kill is on."""
     val = (str(folder / "squares/val.jsonl"),)
-    return options(folder, out, dropout=0.1, ema=0.9, val=val, eval_every=3, parallel="ddp", **changes)
+    return options(folder, out, dropout=0.1, val=val, eval_every=3, parallel="ddp", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,15 @@ def assert_close(one: Path, other: Path) -> None:
 def test_two_processes_learn_what_one_does_from_batches_twice_as_large(done: Path, out: str) -> None:
     assert len(losses(done / "one")) == 8
     assert_close(done / out, done / "one")
+
+
+def test_gradients_are_as_large_as_those_of_one_process(done: Path) -> None:
+    states = [load_file(done / out / "checkpoints/step-000008/training.safetensors") for out in ("ddp", "one")]
+    moments = [
+        torch.cat([state[name].flatten() for name in sorted(state) if name.startswith("optimizer.exp_avg.")])
+        for state in states
+    ]
+    assert (moments[0] - moments[1]).norm() < 1e-3 * moments[1].norm()
 
 
 def test_each_example_is_seen_once_an_epoch_by_one_of_the_processes(done: Path) -> None:
@@ -343,7 +356,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(whole: 
 @pytest.mark.slow
 def test_shares_are_kept_and_go_on_in_any_number_of_processes(whole: Path) -> None:
     def run(out: str, **changes: Any) -> TrainOptions:
-        more: dict[str, Any] = {"ema": 0.9, "lora": 2, "freeze": "vision", "objective": "caption"} | changes
+        more: dict[str, Any] = {"lora": 2, "freeze": "vision"} | changes
         return options(whole, out, parallel="fsdp", **more)
 
     work([(run("fsdp"), None, None), (run("again"), 5, None), (run("again", resume="auto"), None, None)])
@@ -378,7 +391,7 @@ def test_shares_are_kept_and_go_on_in_any_number_of_processes(whole: Path) -> No
 def test_every_recipe_is_trained_in_shares(whole: Path, changes: dict[str, Any]) -> None:
     name = "-".join(map(str, changes.values()))
     val = (str(whole / "squares/val.jsonl"),)
-    runs = [options(whole, f"{name}-{kind}", parallel=kind, val=val, ema=0.9, **changes) for kind in ("ddp", "fsdp")]
+    runs = [options(whole, f"{name}-{kind}", parallel=kind, val=val, **changes) for kind in ("ddp", "fsdp")]
     work([(run, None, None) for run in runs])
     torch.testing.assert_close(losses(runs[0].out), losses(runs[1].out), rtol=1e-2, atol=1e-2)
 

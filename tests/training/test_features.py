@@ -22,10 +22,11 @@ from mmt_cli.errors import DataError, UsageError
 from mmt_cli.training import features, images
 from mmt_cli.training.augment import Augmentation
 from mmt_cli.training.data import open_dataset
+from mmt_cli.training.events import Stepped
 from mmt_cli.training.examples import Example
 from mmt_cli.training.features import cache_folder
 from mmt_cli.training.images import FeatureImages, Images, Prepared
-from mmt_cli.training.loop import Stepped, Trainer
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.setup import build
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.errors import ModelError, UsageError
-from mmt_cli.training.loop import Stepped, Trainer
+from mmt_cli.training.events import Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.objectives.masked import mask_words
 from mmt_cli.training.objectives.tokens import IGNORED
 from mmt_cli.training.options import TrainOptions

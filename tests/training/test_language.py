@@ -18,7 +18,8 @@ from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.data import open_dataset
 from mmt_cli.training.evaluate import score_language
-from mmt_cli.training.loop import Evaluated, Started, Stepped, Trainer
+from mmt_cli.training.events import Evaluated, Started, Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.sentences import open_sentences
 

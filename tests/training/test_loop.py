@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.errors import DataError, DivergedError, UsageError
-from mmt_cli.training.loop import Evaluated, Started, Stepped, Trainer
+from mmt_cli.training.events import Evaluated, Started, Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.optim import learning_rate
 from mmt_cli.training.options import TrainOptions
 

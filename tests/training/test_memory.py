@@ -15,7 +15,8 @@ from mmt_cli.model.block import Block
 from mmt_cli.model.config import ModelConfig
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer
-from mmt_cli.training.loop import Stepped, Trainer
+from mmt_cli.training.events import Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.memory import checkpoint_blocks
 from mmt_cli.training.options import TrainOptions
 

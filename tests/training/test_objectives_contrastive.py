@@ -15,7 +15,8 @@ from mmt_cli.errors import UsageError
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.batches import Batch
-from mmt_cli.training.loop import Stepped, Trainer
+from mmt_cli.training.events import Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.objectives.contrastive import CaptionContrastive, info_nce
 from mmt_cli.training.options import TrainOptions
 
@@ -143,7 +144,8 @@ def test_both_parts_are_logged_and_the_score_is_that_of_captions(squares: Path) 
     train, scored = (json.loads(line) for line in (squares.parent / "out/metrics.jsonl").read_text().splitlines())
     assert list(train) == ["step", "kind", "loss", "caption", "contrastive", "lr", "images_per_s"]
     assert train["loss"] == pytest.approx(2 * train["caption"] + train["contrastive"])
-    assert list(scored) == ["step", "kind", "cider", "cider_plain", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"]
+    figures = ["cider", "cider_plain", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"]
+    assert list(scored) == ["step", "kind", *figures, "intervals", "samples"]
 
 
 def test_a_new_model_gets_a_shared_space_of_512_unless_its_config_says_otherwise(squares: Path) -> None:

@@ -15,7 +15,8 @@ from mmt_cli.inputs.tokenizer import Tokenizer, train_tokenizer
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.batches import Batch
-from mmt_cli.training.loop import Evaluated, Stepped, Trainer
+from mmt_cli.training.events import Evaluated, Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.objectives.masked import (
     Masked,
     choose_cells,

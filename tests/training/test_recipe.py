@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.errors import DivergedError, UsageError
 from mmt_cli.training.evaluate import Scores
+from mmt_cli.training.events import Evaluated, Stepped, Stopped
 from mmt_cli.training.learner import Learner
-from mmt_cli.training.loop import Evaluated, Stepped, Stopped, Trainer
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.lora import Adapted, merged
 from mmt_cli.training.optim import learning_rate
 from mmt_cli.training.options import TrainOptions
@@ -79,8 +80,9 @@ def test_batches_together_give_the_step_of_one_large_batch(squares: Path, object
         run = options(squares, f"{size}", objective=objective, batch_size=size, grad_accum=together)
         losses.append([event.loss for event in finish(run) if isinstance(event, Stepped)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    large, small = weights(squares.parent / "8"), weights(squares.parent / "2")
-    assert all(torch.allclose(large[name], small[name], atol=1e-4) for name in large)
+    # All weights at once: AdamW makes steps of some that have no gradient but for rounding, such as biases of keys.
+    large, small = (torch.cat([t.flatten() for t in weights(squares.parent / out).values()]) for out in ("8", "2"))
+    assert (large - small).norm() < 1e-4 * large.norm()
 
 
 def test_an_epoch_has_as_many_steps_as_it_has_groups_of_batches(squares: Path) -> None:
@@ -332,7 +334,8 @@ def test_the_optimizer_is_fused(squares: Path) -> None:
 def test_the_card_tells_data_recipe_figures_and_terms(squares: Path) -> None:
     finish(options(squares, val=(str(squares),), ema=0.9, schedule="linear", grad_accum=2))
     card = (squares.parent / "out/README.md").read_text(encoding="utf-8")
-    wanted = ("- squares", "- schedule: linear", "- batch size: 12", "weights: 0.9", "- cider: ", "## Terms")
+    wanted = ["- squares", "12 images, 24 captions", "- schedule: linear", "- batch size: 12", "weights: 0.9"]
+    wanted += ["- CIDEr-D: ", "## Terms"]
     assert [part for part in wanted if part not in card] == []
     tuned = options(squares, "tuned", preset=None, init=str(squares.parent / "out"))
     finish(tuned)

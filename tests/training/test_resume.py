@@ -23,7 +23,8 @@ from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.errors import ModelError, OutputError, UsageError
 from mmt_cli.training import checkpoints
 from mmt_cli.training.checkpoints import Checkpoints, is_whole
-from mmt_cli.training.loop import Evaluated, Started, Stepped, Stopped, Trainer
+from mmt_cli.training.events import Evaluated, Started, Stepped, Stopped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.options import TrainOptions
 from mmt_cli.training.stop import StopWish
 
@@ -138,29 +139,35 @@ def test_every_recipe_goes_on_to_the_same_bits(squares: Path, changes: dict[str,
     assert_same_ends(whole, resumed)
 
 
-@pytest.mark.slow
-def test_twenty_kills_of_the_process_change_no_bit(squares: Path) -> None:
-    whole = options(squares, "whole", steps=40, save_every=1)
-    finish(whole)
-    resumed, draw = options(squares, steps=40, save_every=1, resume="auto"), random.Random(1)
+def process_of(run: TrainOptions) -> subprocess.Popen[bytes]:
+    """Start a process of its own, with as many threads as it takes by itself, that writes a line an event."""
     program = (
         "import sys, pickle; from mmt_cli.training.loop import Trainer\n"
         "for event in Trainer(pickle.load(sys.stdin.buffer)).run(): print(getattr(event, 'step', 0), flush=True)"
     )
-    kills = 0
-    while kills < 20:
-        process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(pickle.dumps(resumed))
-        process.stdin.close()
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(pickle.dumps(run))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_the_process_change_no_bit(squares: Path) -> None:
+    whole = options(squares, "whole", steps=40, save_every=1)
+    process_of(whole).communicate()
+    resumed, draw = options(squares, steps=40, save_every=1, resume="auto"), random.Random(1)
+    for _ in range(20):
+        process = process_of(resumed)
+        assert process.stdout is not None
         for _ in range(draw.choice((2, 3, 4))):
             process.stdout.readline()
         time.sleep(draw.random() * 0.2)  # somewhere in a step, an evaluation or a save
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        kills += 1
-    finish(resumed)
+        process.communicate()
+    assert not (squares.parent / "out/checkpoints/step-000040").exists()
+    process_of(resumed).communicate()
     assert_same_ends(whole, resumed)
 
 

@@ -1,5 +1,6 @@
 """Captions scored: the figures of a set and of each image, how far they may be off, and the files they lie in."""
 
+import dataclasses
 import json
 import math
 import random
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmt_cli.errors import OutputError
 from mmt_cli.training.bootstrap import interval, resampled
 from mmt_cli.training.evaluate import Evaluator, Scores
 from mmt_cli.training.examples import Example
@@ -113,9 +113,10 @@ def test_a_thousand_images_are_scored_in_less_than_three_seconds() -> None:
 
 def test_the_files_hold_the_whole_and_a_line_an_image(tmp_path: Path) -> None:
     examples, captions = corpus(3)
-    scores = Evaluator(examples).score_captions(captions)
     keys = ["a.png", "b\n\u202e.png", "c\udcff.png"]
-    write_scores(tmp_path / "new/folder", scores, model="m@0123", data=["val.jsonl"], keys=keys)
+    examples = [dataclasses.replace(example, key=key) for example, key in zip(examples, keys, strict=True)]
+    scores = Evaluator(examples).score_captions(captions)
+    write_scores(tmp_path / "new/folder", scores, model="m@0123", data=["val.jsonl"])
     whole = json.loads((tmp_path / "new/folder/scores.json").read_bytes())
     assert list(whole) == ["model", "data", "images", "figures", "intervals"]
     assert (whole["model"], whole["data"], whole["images"]) == ("m@0123", ["val.jsonl"], 3)
@@ -130,7 +131,7 @@ def test_the_files_hold_the_whole_and_a_line_an_image(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == ["scores.json", "scores.jsonl"]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"scores cannot be written \(.*file.*\); give another folder"):
-        write_scores(tmp_path / "file/out", scored(2), model="m", data=[], keys=["a", "b"])
+@pytest.mark.parametrize(("images", "shown"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (11, [0, 3, 6])])
+def test_captions_of_the_same_few_images_are_samples(images: int, shown: list[int]) -> None:
+    scores = scored(images)
+    assert scores.samples == {f"{place}.png": scores.captions[place] for place in shown}

@@ -17,7 +17,8 @@ from mmt_cli.inputs.tokenizer import train_tokenizer
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 from mmt_cli.training.batches import Batch, encode_captions
-from mmt_cli.training.loop import Evaluated, Stepped, Trainer
+from mmt_cli.training.events import Evaluated, Stepped
+from mmt_cli.training.loop import Trainer
 from mmt_cli.training.metrics.cider import CiderScorer
 from mmt_cli.training.objectives import self_critical
 from mmt_cli.training.objectives.self_critical import Consensus, SelfCritical, advantages
