@@ -162,7 +162,7 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: 
         return 2 * int(args[0].numel())
     if name in _CONVOLUTIONS:
         weight = args[2 if name.endswith(".binary") else 1]
-        return 2 * int(result.numel()) * math.prod(weight.shape[1:])
+        return 2 * int(result.numel()) * math.prod(map(int, weight.shape[1:]))
     if name in _LINEAR:
         return 2 * int(args[0].numel()) * int(result.shape[-1])
     formula = flop_registry.get(func.overloadpacket)
