@@ -29,7 +29,7 @@ def bench(
     save_chart: given.SaveChart = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    quantize: given.Quantize = None,
+    quantize: options.Quantize = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,

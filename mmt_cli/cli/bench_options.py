@@ -56,16 +56,6 @@ Repetitions = Annotated[
     int, options.whole("--repetitions", "-r", minimum=1, section=options.RUN, help="Captions or steps that are timed.")
 ]
 Warmup = Annotated[int, options.whole("--warmup", minimum=0, section=options.RUN, help="Those before these.")]
-Quantize = Annotated[
-    str | None,
-    options.text(
-        "--quantize",
-        metavar="int8",
-        matching=("int8", "int8"),
-        section=options.RUN,
-        help="Linear maps in 8 bits, on a CPU.",
-    ),
-]
 Layers = Annotated[bool, options.flag("--layers/--no-layers", section=options.RUN, help="Time layers, by hooks.")]
 Against = Annotated[
     Other | None,

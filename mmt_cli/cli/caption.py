@@ -50,7 +50,7 @@ def caption(
     workers: given.Workers = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    quantize: given.Quantize = None,
+    quantize: options.Quantize = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,

@@ -87,16 +87,6 @@ MaxErrors = Annotated[
 NoSplit = Annotated[
     bool, options.flag("--no-split", section=options.MODEL, help="Images whole, where the model cuts tiles.")
 ]
-Quantize = Annotated[
-    str | None,
-    options.text(
-        "--quantize",
-        metavar="int8",
-        matching=("int8", "int8"),
-        section=options.MODEL,
-        help="Weights and inputs in 8 bits, on a CPU.",
-    ),
-]
 System = Annotated[
     str | None,
     options.text("--system", matching=_UNICODE, section=options.MODEL, help="System prompt, for chat models."),

@@ -135,6 +135,16 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     choice("--dtype", metavar="TYPE", choices=_DTYPES, section=MODEL, help="float32, bfloat16 or float16."),
 ]
+Quantize = Annotated[
+    str | None,
+    text(
+        "--quantize",
+        metavar="int8",
+        matching=("int8", "int8"),
+        section=MODEL,
+        help="Weights and inputs in 8 bits, on a CPU.",
+    ),
+]
 Threads = Annotated[int | None, whole("--threads", minimum=1, section=RUN, help="CPU threads.  [default: all cores]")]
 Seed = Annotated[int, whole("--seed", minimum=0, section=RUN, help="Start of every random draw.")]
 Quiet = Annotated[bool, flag("--quiet", "-q", help="No progress, no summary; errors still show.")]

@@ -65,7 +65,7 @@ def test_shards_are_filled_in_turn_and_load(saved: Path, tmp_path: Path) -> None
         assert len(held) == 1 or sum(x.numel() * x.element_size() for x in held.values()) <= 50_000
     [one], [other] = (Captioner.load(folder, device="cpu").caption([PHOTO]) for folder in (saved, out))
     assert one.tokens == other.tokens
-    assert one.logprob == pytest.approx(other.logprob, abs=1e-4)  # weights lie at other addresses: last bits may differ
+    assert one.logprob == pytest.approx(other.logprob)  # weights lie at other addresses: last bits may differ
     assert check(str(out)).findings == ()
 
 
@@ -86,7 +86,7 @@ def test_a_hugging_face_folder_loads_again_with_the_same_logits(family: str, tmp
     assert all(torch.equal(other[name], x) for name, x in state.items())
     [one], [same] = (Captioner.load(tmp_path / f, device="cpu").caption([PHOTO]) for f in ("in", "out"))
     assert one.tokens == same.tokens
-    assert one.logprob == pytest.approx(same.logprob, abs=1e-4)
+    assert one.logprob == pytest.approx(same.logprob)
     half = saved_as(tmp_path / "in", tmp_path / "half", dtype="float16")
     assert {x.dtype for x in loaded(half).values() if x.is_floating_point()} == {torch.float16}
     assert "float16" in (half / "config.json").read_text()

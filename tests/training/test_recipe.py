@@ -80,9 +80,13 @@ def test_batches_together_give_the_step_of_one_large_batch(squares: Path, object
         run = options(squares, f"{size}", objective=objective, batch_size=size, grad_accum=together)
         losses.append([event.loss for event in finish(run) if isinstance(event, Stepped)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    # All weights at once: AdamW makes steps of some that have no gradient but for rounding, such as biases of keys.
-    large, small = (torch.cat([t.flatten() for t in weights(squares.parent / out).values()]) for out in ("8", "2"))
-    assert (large - small).norm() < 1e-4 * large.norm()
+    large, small = weights(squares.parent / "8"), weights(squares.parent / "2")
+    for name in large:
+        if name.endswith("qkv.bias"):
+            # Attention does not depend on the keys' third: its gradient is rounding, of which AdamW makes whole steps.
+            for found in (large, small):
+                found[name].view(3, -1)[1] = 0
+        torch.testing.assert_close(large[name], small[name], rtol=1e-5, atol=1e-4)
 
 
 def test_an_epoch_has_as_many_steps_as_it_has_groups_of_batches(squares: Path) -> None:
