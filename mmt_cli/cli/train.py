@@ -17,6 +17,7 @@ from mmt_cli.cli.train_stopping import TrainStopping
 from mmt_cli.training.options import ScoreOptions, TrainOptions
 
 if TYPE_CHECKING:
+    from mmt_cli.training.distributed import World
     from mmt_cli.training.events import Event
     from mmt_cli.training.loop import Trainer
 
@@ -106,22 +107,28 @@ def _run(options: TrainOptions, *, threads: int | None, quiet: bool) -> None:
     from mmt_cli.device import keep_freed_memory, set_threads
     from mmt_cli.training.distributed import joined
     from mmt_cli.training.events import Stopped
-    from mmt_cli.training.loop import Trainer
 
     if not options.grad_checkpointing:  # what is kept lies in pieces: recomputing then takes twice the memory
         keep_freed_memory()
     set_threads(threads)
     stopping = TrainStopping()
     with joined(options) as (world, placed):
-        with problems_listed() if world.leads else nullcontext():
-            trainer = Trainer(placed, stopping.wish, world)
-        with stopping:
-            [last] = deque(_shown(trainer, quiet=quiet) if world.leads else trainer.run(), maxlen=1)
-            if isinstance(last, Stopped) and last.wished:
-                world.meet()  # torchrun ends the others when one has ended
-                stopping.end(f"step {last.step} is saved; go on with the same command and --resume auto")
+        last = _last_event(placed, stopping, world, quiet=quiet)
+    if isinstance(last, Stopped) and last.wished:
+        stopping.end(f"step {last.step} is saved; go on with the same command and --resume auto")
     if world.leads:
         console.emit(f"{options.out}\n")
+
+
+def _last_event(options: TrainOptions, stopping: TrainStopping, world: "World", *, quiet: bool) -> "Event":
+    """Train, and return what the run ended with."""
+    from mmt_cli.training.loop import Trainer
+
+    with problems_listed() if world.leads else nullcontext():
+        trainer = Trainer(options, stopping.wish, world)
+    with stopping:
+        [last] = deque(_shown(trainer, quiet=quiet) if world.leads else trainer.run(), maxlen=1)
+    return last
 
 
 def _shown(trainer: "Trainer", *, quiet: bool) -> Iterator["Event"]:

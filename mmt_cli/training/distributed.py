@@ -104,6 +104,12 @@ class Team(World):
         """Wait until all processes have come here."""
         dist.barrier(group=self.words)
 
+    def part(self) -> None:
+        """Give the others up, once all have come here."""
+        self.meet()
+        del self.words  # a thread of it that frees a tensor while Python ends would abort the process
+        dist.destroy_process_group()
+
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Let floating-point tensors be their means over all processes, in place."""
         if not tensors:
@@ -167,13 +173,12 @@ def joined(options: TrainOptions) -> Iterator[tuple[World, TrainOptions]]:
     team = Team(store)
     try:
         yield team, dataclasses.replace(options, device=str(device), processes=size, parallel=options.parallel or "ddp")
-        team.meet()
+        team.part()
     except BaseException as error:
         ending = team.ending(error)
         if ending is error:
             raise
         raise ending from error
-    dist.destroy_process_group()
 
 
 def _device(options: TrainOptions) -> torch.device:
