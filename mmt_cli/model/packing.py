@@ -22,12 +22,15 @@ from mmt_cli.model.context import Context
 from mmt_cli.model.layers import Linear
 from mmt_cli.model.pages import FilePages
 
-# Measured on a Xeon with AMX: below these the plain kernels are as fast, or faster. For each
-# dtype the fewest numbers of a matrix, and the fewest rows of an input.
-_LEAST: dict[torch.dtype, tuple[int, int]] = {torch.float32: (2**19, 8), torch.bfloat16: (2**16, 1)}
-# On Intel's processors the plain float32 kernels are MKL's, which are faster from some hundred rows on (2 to 12 % on a
-# Xeon), but twice as slow at 8; on others they are the slower ones throughout.
-_MOST_ROWS_BESIDE_MKL = 256
+# Measured on a Xeon with AMX and on an EPYC without: numbers of a matrix below which the plain kernels are as fast.
+_LEAST: dict[torch.dtype, int] = {torch.float32: 2**19, torch.bfloat16: 2**16}
+# On Intel's processors the plain float32 kernels are MKL's, which are as fast below these rows and faster above (2 to
+# 12 % on a Xeon), but twice as slow at 8; on others they are the slower ones throughout: at one row, too, by half.
+_ROWS_BESIDE_MKL = 8, 256
+# A large matrix is read from memory, and rows too few to keep the processor busy do not read it as fast as six do (by
+# 10 to 25 %, and two rows are slower than one): so they get company.
+_LARGE = 2**19
+_ROWS_THAT_READ_FAST = 6
 # What oneDNN applies to the product before it leaves the cache: name and algorithm there.
 _FUSED: dict[type[nn.Module], Callable[[Any], tuple[str, str]]] = {
     nn.ReLU: lambda _: ("relu", ""),
@@ -51,8 +54,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 def pays(rows: int, dtype: torch.dtype) -> bool:
     """Say whether an input of so many rows is a reason to lay a matrix out anew."""
-    most = _MOST_ROWS_BESIDE_MKL if dtype is torch.float32 and mkl_is_at_home() else rows
-    return _LEAST[dtype][1] <= rows <= most
+    least, most = _ROWS_BESIDE_MKL
+    return dtype is not torch.float32 or not mkl_is_at_home() or least <= rows <= most
 
 
 @functools.cache
@@ -95,13 +98,22 @@ class PackedLinear(nn.Linear):
         if not self._ready(x_MI):
             self.unpack()
             return cast("Tensor", self.activation(functional.linear(x_MI, self.weight, self.bias)))
+        rows = x_MI.numel() // self.in_features
         if not self.weight.is_mkldnn:
-            if not pays(x_MI.numel() // self.in_features, self.weight.dtype):
+            if not pays(rows, self.weight.dtype):
                 return cast("Tensor", self.activation(functional.linear(x_MI, self.weight, self.bias)))
             self.pack()
+        if rows < _ROWS_THAT_READ_FAST and self.in_features * self.out_features >= _LARGE:
+            padded_MI = functional.pad(x_MI.reshape(rows, -1), (0, 0, 0, _ROWS_THAT_READ_FAST - rows))
+            y_MO = self._product(padded_MI)[:rows].view(*x_MI.shape[:-1], -1)
+        else:
+            y_MO = self._product(x_MI)
+        return y_MO if self.fused is not _NOT_FUSED else cast("Tensor", self.activation(y_MO))
+
+    def _product(self, x_MI: Tensor) -> Tensor:
         name, algorithm = self.fused
         y_MO: Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, self.weight, self.bias, name, [], algorithm)
-        return y_MO if self.fused is not _NOT_FUSED else cast("Tensor", self.activation(y_MO))
+        return y_MO
 
     def pack(self) -> None:
         """Lay the matrix out anew."""
@@ -148,7 +160,7 @@ def pack_linears(model: nn.Module) -> None:
         dtype = linear.weight.dtype
         if linear.weight.device.type != "cpu" or linear.weight.requires_grad or not can_pack(dtype):
             continue
-        if linear.weight.numel() >= _LEAST[dtype][0]:
+        if linear.weight.numel() >= _LEAST[dtype]:
             setattr(parent, name, PackedLinear(linear, take_activation(parent, name), pages, shared=shared))
 
 

@@ -31,7 +31,7 @@ def packed(activation=None, *, dtype=torch.float32, bias=True):
 
 @pytest.fixture
 def small_matrices_too(monkeypatch):
-    monkeypatch.setattr(packing, "_LEAST", {torch.float32: (1, 1), torch.bfloat16: (1, 1)})
+    monkeypatch.setattr(packing, "_LEAST", {torch.float32: 1, torch.bfloat16: 1})
 
 
 @needs_kernels
@@ -44,7 +44,7 @@ def test_a_packed_map_gives_what_the_plain_one_gives(name, dtype, bias):
     off = 0.02 if dtype is torch.bfloat16 else 1e-5
     across = torch.randn(3, NARROW, 9).to(dtype).transpose(1, 2)  # rows whose numbers do not lie side by side
     with torch.inference_mode():
-        for x in (across.contiguous(), across, across[:, ::2]):
+        for x in (across.contiguous(), across, across[:, ::2], across[:1, :1], across[:2, :1], across[0, 0]):
             found = ours(x)
             wanted = functional.linear(x, plain.weight, plain.bias)
             wanted = wanted if activation is None else activation(wanted)
@@ -53,7 +53,30 @@ def test_a_packed_map_gives_what_the_plain_one_gives(name, dtype, bias):
 
 
 @needs_kernels
-def test_few_rows_do_not_pack_a_matrix_and_many_do():
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7])
+def test_few_rows_read_a_large_matrix_in_company_and_a_small_one_alone(monkeypatch, rows):
+    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
+    plain, large = packed(nn.GELU())
+    _, small = packed(nn.GELU())
+    read = []
+    for ours in (large, small):
+        monkeypatch.setattr(
+            ours, "_product", lambda x_MI, product=ours._product: read.append(len(x_MI)) or product(x_MI)
+        )
+    with torch.inference_mode():
+        x = torch.randn(rows, NARROW)
+        found = [large(x)]
+        monkeypatch.setattr(packing, "_LARGE", WIDE * NARROW + 1)
+        found.append(small(x))
+        wanted = functional.gelu(plain(x))
+    assert read == [max(rows, 6), rows]
+    for y in found:
+        torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_beside_mkl_few_rows_do_not_pack_a_matrix_and_many_do(monkeypatch):
+    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: True)
     _, ours = packed()
     with torch.inference_mode():
         ours(torch.randn(7, NARROW))
@@ -63,6 +86,15 @@ def test_few_rows_do_not_pack_a_matrix_and_many_do():
         ours(torch.randn(1, NARROW))
         assert ours.weight.is_mkldnn
         assert ours(torch.randn(0, NARROW)).shape == (0, WIDE)
+
+
+@needs_kernels
+def test_elsewhere_one_row_packs_a_matrix(monkeypatch):
+    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
+    _, ours = packed()
+    with torch.inference_mode():
+        ours(torch.randn(1, NARROW))
+    assert ours.weight.is_mkldnn
 
 
 @needs_kernels
