@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmt_cli.model.convnet import ConvNorm, InvertedResidual
-from mmt_cli.model.packing import can_pack
+from mmt_cli.model.processor import can_pack
 
 _NOT_FUSED: tuple[str, list[float]] = ("none", [])
 

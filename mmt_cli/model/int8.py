@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmt_cli.model.context import Context
-from mmt_cli.model.packing import has_onednn, linears_of, take_activation
+from mmt_cli.model.packing import linears_of, take_activation
 from mmt_cli.model.pages import FilePages
+from mmt_cli.model.processor import has_onednn
 
 _MAX = 127
 _ZERO = 128  # what a byte without a sign stands for nothing by; flipping its highest bit adds it

@@ -7,11 +7,7 @@ matrix back, bit for bit. Which matrices are laid out, and when, depends on thei
 M rows, I inputs, O outputs.
 """
 
-import functools
-import itertools
-import platform
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +17,7 @@ from torch.nn import functional
 from mmt_cli.model.context import Context
 from mmt_cli.model.layers import Linear
 from mmt_cli.model.pages import FilePages
+from mmt_cli.model.processor import can_pack, mkl_is_at_home
 
 # Measured on a Xeon with AMX and on an EPYC without: numbers of a matrix below which the plain kernels are as fast.
 _LEAST: dict[torch.dtype, int] = {torch.float32: 2**19, torch.bfloat16: 2**16}
@@ -40,32 +37,10 @@ _FUSED: dict[type[nn.Module], Callable[[Any], tuple[str, str]]] = {
 _NOT_FUSED = ("none", "")
 
 
-def has_onednn() -> bool:
-    """Say whether torch brings oneDNN along, on the processors that the rules here were measured on."""
-    return platform.machine() in ("x86_64", "AMD64") and torch._C._has_mkldnn
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Say whether this machine has the kernels for a dtype."""
-    if not has_onednn() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def pays(rows: int, dtype: torch.dtype) -> bool:
     """Say whether an input of so many rows is a reason to lay a matrix out anew."""
     least, most = _ROWS_BESIDE_MKL
     return dtype is not torch.float32 or not mkl_is_at_home() or least <= rows <= most
-
-
-@functools.cache
-def mkl_is_at_home() -> bool:
-    """Say whether torch multiplies with MKL on a processor of MKL's maker; elsewhere MKL takes slower kernels."""
-    about = Path("/proc/cpuinfo")
-    if not torch._C.has_mkl or not about.exists():
-        return False
-    with about.open(encoding="utf-8", errors="replace") as lines:
-        return any("GenuineIntel" in line for line in itertools.islice(lines, 8))
 
 
 class PackedLinear(nn.Linear):

@@ -7,9 +7,10 @@ import torch
 
 from mmt_cli import Captioner
 from mmt_cli.errors import UsageError
-from mmt_cli.model import packing
+from mmt_cli.model import packing, processor
 from mmt_cli.model.int8 import Int8Linear
-from mmt_cli.model.packing import PackedLinear, can_pack
+from mmt_cli.model.packing import PackedLinear
+from mmt_cli.model.processor import can_pack
 
 PHOTOS = [Path(__file__).parent.parent / f"data/{name}.jpg" for name in ("dog", "cow", "rocket")]
 
@@ -45,7 +46,7 @@ def test_packed_matrices_change_no_token(
 def test_a_machine_without_the_kernels_writes_the_same(
     plain: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "has_onednn", lambda: False)
+    monkeypatch.setattr(processor, "has_onednn", lambda: False)
     captioner = Captioner.load("mini", device="cpu")
     assert written(captioner) == plain and not packed_in(captioner)
 

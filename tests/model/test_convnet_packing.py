@@ -7,7 +7,7 @@ import torch
 
 from mmt_cli.model.convnet import ConvNorm, EfficientNetLite
 from mmt_cli.model.convnet_packing import PackedConvNorm, PackedResidual, pack_convolutions
-from mmt_cli.model.packing import can_pack
+from mmt_cli.model.processor import can_pack
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="no oneDNN on this machine")
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from mmt_cli.model import kernel_full
 from mmt_cli.model.block_config import (
     BlockConfig,
     FullKernelConfig,
@@ -30,6 +32,9 @@ KERNELS: list[KernelConfig] = [
 ]
 
 
+_fused = functional.scaled_dot_product_attention
+
+
 def _block(kernel: KernelConfig) -> BlockConfig:
     return BlockConfig(width=32, num_heads=4, num_kv_heads=2, mlp_width=8, kernel=kernel)
 
@@ -54,6 +59,34 @@ def test_full_attention_weighs_visible_values_by_the_softmax_of_scaled_scores() 
     expected = score_BHQK.masked_fill(hidden_QK, -torch.inf).softmax(dim=-1) @ v_BHKE
     found = FullAttention()(q_BHQE, k_BHKE, v_BHKE, _causal(7), 0.0)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 40])
+@pytest.mark.parametrize("shared", [4, 2])
+@pytest.mark.parametrize("mask", [None, "one", "each", "added"])
+def test_whole_products_give_what_the_fused_kernel_gives(
+    monkeypatch: pytest.MonkeyPatch, queries: int, shared: int, mask: str | None
+) -> None:
+    q_BHQE, k_BGKE, v_BGKE = _qkv(queries, 40, shared=shared)
+    shape = (1 if mask == "one" else 2, 1, queries, 40)
+    sees_B1QK = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask_B1QK = None if mask is None else torch.where(sees_B1QK, 1.5, -torch.inf) if mask == "added" else sees_B1QK
+    expected = full_attention(q_BHQE, k_BGKE, v_BGKE, mask_B1QK, 0.0)
+    monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: dtype is torch.float32)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", None if shared == 4 or queries == 1 else _fused)
+    half_mask = mask_B1QK.bfloat16() if mask == "added" and mask_B1QK is not None else mask_B1QK
+    with torch.inference_mode():
+        found = full_attention(q_BHQE.bfloat16(), k_BGKE.bfloat16(), v_BGKE.bfloat16(), half_mask, 0.0)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.0)
+
+
+def test_a_query_that_sees_nothing_makes_no_nan_of_whole_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: False)
+    q_BHQE, k_BHKE, v_BHKE = _qkv(20, 20)
+    blind = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    with torch.inference_mode():
+        assert full_attention(q_BHQE, k_BHKE, v_BHKE, blind, 0.0).isfinite().all()
 
 
 def test_a_float_mask_is_added_to_the_scores() -> None:

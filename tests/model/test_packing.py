@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmt_cli.model import packing
+from mmt_cli.model import packing, processor
 from mmt_cli.model.layers import ACTIVATIONS, Linear, QuickGELU
-from mmt_cli.model.packing import PackedLinear, can_pack, pack_linears
+from mmt_cli.model.packing import PackedLinear, pack_linears
 from mmt_cli.model.pages import FilePages
 from mmt_cli.model.presets import preset
+from mmt_cli.model.processor import can_pack
 from mmt_cli.model.transformer import MultimodalTransformer, initialise
 
 WIDE, NARROW = 1_024, 512  # a matrix just large enough
@@ -165,7 +166,7 @@ def test_maps_that_are_trained_or_too_small_stay_as_they_are():
 
 
 def test_a_machine_without_the_kernels_keeps_plain_maps(monkeypatch):
-    monkeypatch.setattr(packing, "has_onednn", lambda: False)
+    monkeypatch.setattr(processor, "has_onednn", lambda: False)
     model = nn.ModuleDict({"map": Linear(NARROW, WIDE).requires_grad_(False)})
     pack_linears(model)
     assert type(model["map"]) is Linear
