@@ -14,6 +14,7 @@ from mmt_cli.benchmark.report import Result, Summary, rates, steps_by_position
 from mmt_cli.benchmark.results import LayerTimes, PhaseTimes, layer_rows
 from mmt_cli.benchmark.work import Mark, Work, WorkCounter
 from mmt_cli.benchmark.workload import Workload
+from mmt_cli.captioning.recording import can_replay
 from mmt_cli.model.int8 import count_bytes
 
 
@@ -27,13 +28,20 @@ def measure(workload: Workload, options: BenchOptions, ceilings: Ceilings | None
             workload.run(warm)
         hook_ms = hook_cost(warm) if options.layers else 0.0
         reset_peak_memory(workload.device)
-        with watch.watching(workload.model) if options.layers else nullcontext():
+        # Hooks see no layer of a step that is replayed: then the layers are timed by themselves.
+        apart = options.layers and not workload.trains and can_replay(workload.model, workload.device)
+        inside: Stopwatch[Any, float] = Stopwatch(clock) if apart else watch
+        if apart:
             for _ in range(options.repetitions):
                 workload.run(watch)
+        with inside.watching(workload.model) if options.layers else nullcontext():
+            for _ in range(options.repetitions):
+                workload.run(inside)
     peak = peak_memory(workload.device)
     counted = _count(workload) if options.layers else {}
     names = [name for name in (*workload.parts, *workload.across, workload.whole) if name in watch.samples]
-    rows = {n: layer_rows(n, workload.case, watch.samples[n], counted.get(n, ()), hook_ms) for n in names}
+    timed = {name: (watch if name == workload.whole else inside).samples[name] for name in names}
+    rows = {n: layer_rows(n, workload.case, timed[n], counted.get(n, ()), hook_ms) for n in names}
     phases = tuple(
         PhaseTimes(name=n, case=workload.case, samples_ms=tuple(s.total for s in watch.samples[n])) for n in names
     )
@@ -46,6 +54,7 @@ def measure(workload: Workload, options: BenchOptions, ceilings: Ceilings | None
             workload, phases, parts, peak, counted[workload.whole][0].total if counted else None, ceilings
         ),
         ceilings=ceilings,
+        layers_apart=apart,
     )
 
 

@@ -108,6 +108,7 @@ class Result:
         summary: the figures people compare.
         ceilings: what the machine can do at most; None where it was not measured.
         comparisons: with another implementation, in turn.
+        layers_apart: whether the layers were timed in runs of their own, step by step, and the phases by replaying.
     """
 
     phases: tuple[PhaseTimes, ...]
@@ -116,6 +117,7 @@ class Result:
     summary: Summary
     ceilings: Ceilings | None = None
     comparisons: tuple[Comparison, ...] = ()
+    layers_apart: bool = False
 
     @property
     def rows(self) -> tuple[LayerTimes, ...]:
@@ -156,7 +158,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's record; `summary` is of the first case, `summaries` are of all."""
-        summaries = [result.summary.to_json() for result in self.results]
+        summaries = [result.summary.to_json() | {"layers_apart": result.layers_apart} for result in self.results]
         return {
             "machine": self.machine | (self.ceilings.to_json() if self.ceilings else {}),
             "settings": self.settings,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmt_cli.captioning.recording import STEPS_BEFORE, Recording, can_replay, recordings_of
 from mmt_cli.decoding.generate import Stepper
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
@@ -41,6 +42,58 @@ class CachedStepper:
     def reorder(self, row_R: Tensor) -> None:
         """Keep these rows, in this order."""
         self.cache.reorder(row_R.to(self.device))
+
+
+class ReplayStepper(CachedStepper):
+    """The same on a GPU: once its steps are recorded, each row has a place there, which it keeps as others finish."""
+
+    def __init__(
+        self, model: MultimodalTransformer, image: ImageTokens, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> None:
+        super().__init__(model, image, prompt_ids, max_new_tokens)
+        self._steps = 0
+        self._recording: Recording | None = None
+        self._places: list[int] = []  # of each row
+        self._images: list[int] = []  # of each place
+
+    def step(self, token_ids_R: Tensor) -> Tensor:
+        """Return logits_RV after one more token a row."""
+        if self._recording is None and self._steps in (0, STEPS_BEFORE):
+            self._find_recording()
+        self._steps += 1
+        if self._recording is None:
+            return super().step(token_ids_R)
+        self._recording.token_ids_R1[self._place_R, 0] = token_ids_R.to(self.device)
+        return self._recording.replay()[self._place_R]
+
+    def reorder(self, row_R: Tensor) -> None:
+        """Keep these rows, in this order; a row that comes twice is copied to a place of its image that is free."""
+        if self._recording is None:
+            super().reorder(row_R)
+            return
+        origins = [self._places[row] for row in row_R.tolist()]
+        if len(set(origins)) == len(origins):
+            self._stand(origins)
+            return
+        free: dict[int, list[int]] = {}
+        for place in reversed(range(len(self._images))):
+            free.setdefault(self._images[place], []).append(place)
+        self._stand([free[self._images[origin]].pop() for origin in origins])
+        sources = list(range(len(self._images)))
+        for place, origin in zip(self._places, origins, strict=True):
+            sources[place] = origin
+        self._recording.cache.reorder(torch.tensor(sources, device=self.device))
+
+    def _find_recording(self) -> None:
+        images = self.cache.image_B.tolist()
+        self._recording = recordings_of(self.model).find(self.model, self.cache, self, again=self._steps > 0)
+        if self._recording is not None:
+            self._images = images
+            self._stand(list(range(len(images))))
+            self.cache = self._recording.cache
+
+    def _stand(self, places: list[int]) -> None:
+        self._places, self._place_R = places, torch.tensor(places, device=self.device)
 
 
 class RecomputeStepper:
@@ -79,7 +132,9 @@ def build_stepper(
     model: MultimodalTransformer, image: ImageTokens, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Stepper:
     """Return the stepper that keeps what was read where the model can, else the one that reads it again."""
-    kind = CachedStepper if model.config.cacheable else RecomputeStepper
+    kind: type[CachedStepper | RecomputeStepper] = CachedStepper if model.config.cacheable else RecomputeStepper
+    if can_replay(model, image.x_BND.device):
+        kind = ReplayStepper
     return kind(model, image, prompt_ids, max_new_tokens)
 
 

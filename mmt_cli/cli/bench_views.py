@@ -88,6 +88,8 @@ def _parts(report: "Report", width: int | None) -> Iterator[Sheet | str]:
     for result in report.results:
         yield _figures(result.summary, many=len(report.results) > 1)
         yield from _steps(result.summary)
+        if result.layers_apart:
+            yield "steps are replayed as a graph, in which no layer can be timed: layers are of runs step by step"
         yield _fitted(_table(result), width, _DISPENSABLE)
     compared = [found for result in report.results for found in result.comparisons]
     if compared:

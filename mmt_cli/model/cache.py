@@ -6,6 +6,7 @@ M memory (image) tokens, F random features, D width.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,16 @@ from torch import Tensor
 from mmt_cli.model.mask import Tokens
 
 _INT8_MAX = 127
+# Where something is written: a number, or one on the device, so that the same work can be done again elsewhere.
+Place = int | Tensor
+
+
+def put(store: Tensor, dim: int, start: Place, new: Tensor) -> None:
+    """Write along a dimension, from `start` on; a single slot where that is on the device."""
+    if isinstance(start, Tensor):
+        store.index_copy_(dim, start, new.expand(*store.shape[:dim], 1, *store.shape[dim + 1 :]))
+    else:
+        store.narrow(dim, start, new.shape[dim]).copy_(new)
 
 
 class Slots:
@@ -23,13 +34,22 @@ class Slots:
         batch, heads, _, head_width = like_BHLE.shape
         self.parts = [like_BHLE.new_empty(batch, heads, capacity, head_width)]
 
-    def write(self, x_BHLE: Tensor, start: int) -> None:
+    def write(self, x_BHLE: Tensor, start: Place) -> None:
         """Store tokens in the slots from `start` on."""
-        self.parts[0][:, :, start : start + x_BHLE.shape[2]] = x_BHLE
+        for part, new in zip(self.parts, self.encode(x_BHLE), strict=True):
+            put(part, 2, start, new)
 
     def read(self, end: int) -> Tensor:
-        """Return x_BHKE of the slots before `end`, as a view."""
-        return self.parts[0][:, :, :end]
+        """Return x_BHKE of the slots before `end`."""
+        return self.decode([part[:, :, :end] for part in self.parts])
+
+    def encode(self, x_BHLE: Tensor) -> Sequence[Tensor]:
+        """Return what is stored of tokens, one tensor a part."""
+        return [x_BHLE]
+
+    def decode(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return tokens of what was stored of them."""
+        return parts[0]
 
     def reorder(self, row_R: Tensor, length: int) -> None:
         """Keep these rows, in this order; of each the first `length` slots."""
@@ -49,18 +69,14 @@ class Int8Slots(Slots):
             like_BHLE.new_empty(batch, heads, capacity, 1),
         ]
 
-    def write(self, x_BHLE: Tensor, start: int) -> None:
-        """Store tokens in the slots from `start` on."""
-        values, scales = self.parts
+    def encode(self, x_BHLE: Tensor) -> Sequence[Tensor]:
+        """Return values and scales."""
         scale_BHL1 = (x_BHLE.abs().amax(dim=-1, keepdim=True) / _INT8_MAX).clamp_min(torch.finfo(x_BHLE.dtype).tiny)
-        end = start + x_BHLE.shape[2]
-        values[:, :, start:end] = (x_BHLE / scale_BHL1).round().clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8)
-        scales[:, :, start:end] = scale_BHL1
+        return [(x_BHLE / scale_BHL1).round().clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8), scale_BHL1]
 
-    def read(self, end: int) -> Tensor:
-        """Return x_BHKE of the slots before `end`."""
-        values, scales = self.parts
-        return values[:, :, :end] * scales[:, :, :end]
+    def decode(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return values times scales."""
+        return parts[0] * parts[1]
 
 
 SLOTS: dict[str, type[Slots]] = {"full": Slots, "int8": Int8Slots}
@@ -90,9 +106,12 @@ class LayerCache:
         self.memory_length = 0
         self.sums: PrefixSums | None = None
 
-    def write(self, k_BHLE: Tensor, v_BHLE: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Store keys and values in the slots from `start` on; return all up to there."""
-        end = start + k_BHLE.shape[2]
+    def write(self, k_BHLE: Tensor, v_BHLE: Tensor, start: Place) -> tuple[Tensor, Tensor]:
+        """Store keys and values in the slots from `start` on; return all up to there, and where that is not known all.
+
+        These are finite even where nothing was written.
+        """
+        end = self.capacity if isinstance(start, Tensor) else start + k_BHLE.shape[2]
         assert end <= self.capacity, f"{end} tokens in a cache of {self.capacity}"
         if self.sequence is None:
             self.sequence = self.slots(k_BHLE, self.capacity), self.slots(v_BHLE, self.capacity)
@@ -152,16 +171,27 @@ class KVCache:
         self.image_mean_BD: Tensor | None = None
         self.memory_mask_G11M: Tensor | None = None  # False at padding of what cross-attention looks at
 
+    @property
+    def place(self) -> Place:
+        """Where the next token is written."""
+        return self.length
+
     def write_tokens(self, new: Tokens) -> Tokens:
         """Store the facts about new tokens behind `length`; return those about all keys up to there."""
         if self.tokens is None:
             self.tokens = self._empty(new)
-        end = self.length + new.step_BL.shape[1]
         kept = self.tokens
-        for store, x_BL in ((kept.step_BL, new.step_BL), (kept.place_BL, new.place_BL), (kept.image_BL, new.image_BL)):
-            store[:, self.length : end] = x_BL
+        put(kept.step_BL, 1, self.place, new.step_BL)
+        put(kept.place_BL, 1, self.place, new.place_BL)
+        put(kept.image_BL, 1, self.place, new.image_BL)
         if kept.valid_BL is not None:
-            kept.valid_BL[:, self.length : end] = True if new.valid_BL is None else new.valid_BL
+            put(kept.valid_BL, 1, self.place, torch.ones_like(new.image_BL) if new.valid_BL is None else new.valid_BL)
+        return self._tokens_with(new.step_BL.shape[1])
+
+    def _tokens_with(self, count: int) -> Tokens:
+        """Return the facts about all slots that are written, `count` behind `length` among them."""
+        assert self.tokens is not None, "no token yet"
+        kept, end = self.tokens, self.length + count
         return Tokens(
             step_BL=kept.step_BL[:, :end],
             place_BL=kept.place_BL[:, :end],

@@ -52,7 +52,7 @@ class Visibility:
     segments: tuple[Segment, ...] = ()  # the queries in order of their steps; empty where rows differ
     grid: tuple[int, int] | None = None  # rows and columns of the image's cells, which its places count row by row
     key_bias_BK: Tensor | None = None  # added to every score of a key
-    start: int = 0  # keys before the first query: what a cache holds
+    start: int | Tensor = 0  # keys before the first query: what a cache holds; on the device a 1-element tensor
     masks: dict[Window | None, Tensor | None] = field(default_factory=dict)  # made once for all layers
 
     @classmethod
@@ -99,7 +99,8 @@ class Visibility:
 
     def _hides_nothing(self) -> bool:
         """Whether the segments alone say so; a look at the data would wait for a GPU."""
-        if self.keys.valid_BL is not None or len(self.segments) != 1:
+        slots_to_come = isinstance(self.start, Tensor)
+        if self.keys.valid_BL is not None or len(self.segments) != 1 or slots_to_come:
             return False
         only = self.segments[0]
         return not only.causal or only.end - only.start == 1

@@ -51,7 +51,7 @@ def run_blocks(
         keys=tokens if cache is None else cache.write_tokens(tokens),
         segments=fused.segments,
         grid=fused.grid,
-        start=0 if cache is None else cache.length,
+        start=0 if cache is None else cache.place,
     )
     rotation = None
     if rotary is not None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmt_cli.benchmark import run
+from mmt_cli.benchmark import measure, run
 from mmt_cli.benchmark.caption import FIRST_TOKEN, CaptionWorkload
 from mmt_cli.benchmark.options import BenchOptions
 from mmt_cli.benchmark.results import HOOKS, UNATTRIBUTED
@@ -42,7 +42,7 @@ def test_report_has_the_contracts_keys(report):
     layer = case | {"name", "phase", "calls", "median_ms", "p95_ms", "share", "flops", "bytes"}
     layer |= {"flops_per_s", "matrix_share", "bytes_per_s", "bandwidth_share", "peak_memory_bytes"}
     summary = {"images_per_s", "tokens_per_s", "ttft_ms", "peak_memory_bytes", "mfu", "bandwidth_utilisation"}
-    summary |= case | {"flops", "parameters", "cold_start_ms", "steps"}
+    summary |= case | {"flops", "parameters", "cold_start_ms", "steps", "layers_apart"}
     summary |= {"peak_process_bytes", "peak_allocator_bytes", "peak_tensor_bytes"}
     assert {frozenset(row) for row in report["phases"]} == {frozenset(phase)}
     assert {frozenset(row) for row in report["layers"]} == {frozenset(layer)}
@@ -66,6 +66,22 @@ def test_rows_of_every_phase_add_up_to_it(report):
             assert sum(row["median_ms"] for row in rows) == pytest.approx(phase["median_ms"])
             assert sum(row["share"] for row in rows) == pytest.approx(1)
             assert all(row["p95_ms"] >= row["median_ms"] >= 0 for row in rows)
+
+
+def test_where_steps_are_replayed_layers_are_timed_in_runs_of_their_own(monkeypatch):
+    hooked = []
+    run_once = CaptionWorkload.run
+    monkeypatch.setattr(measure, "can_replay", lambda model, device: True)
+    monkeypatch.setattr(
+        CaptionWorkload,
+        "run",
+        lambda self, watch: hooked.append(bool(self.model.blocks[0]._forward_hooks)) or run_once(self, watch),
+    )
+    report = run_benchmark(BenchOptions(**QUICK)).to_json()
+    assert hooked == [False, False, True, True, True]  # the last one is counted
+    assert report["summary"]["layers_apart"]
+    assert [row["name"] for row in of(report, "decode", 1)] == BLOCKS
+    assert {phase["name"]: len(phase["samples_ms"]) for phase in report["phases"]}["caption"] == 2
 
 
 def test_layers_are_those_that_ran(report):
