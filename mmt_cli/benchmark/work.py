@@ -99,7 +99,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.work = NOTHING
         self.memory = LiveMemory()
-        kept = itertools.chain(model.state_dict().values(), model.buffers())
+        kept = itertools.chain(model.parameters(), model.buffers())  # the state would unpack what is packed
         own = (tensor for tensor in kept if isinstance(tensor, Tensor) and not is_opaque(tensor))
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in own}
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mmt_cli.model.cache import LayerCache
 from mmt_cli.model.mask import Visibility
-from mmt_cli.model.processor import has_small_products
+from mmt_cli.model.processor import has_small_products, is_counted
 
 _FEW_QUERIES = 16
 _MOST_SCORES = 2**26  # of one row of the batch, 128 MiB
@@ -94,7 +94,7 @@ def _products_pay(q_BHQE: Tensor, k_BHKE: Tensor) -> bool:
     """
     scores = q_BHQE.shape[1] * q_BHQE.shape[2] * k_BHKE.shape[2]
     plain = q_BHQE.device.type == "cpu" and torch.is_inference_mode_enabled() and scores <= _MOST_SCORES
-    return plain and not has_small_products(q_BHQE.dtype)
+    return plain and not has_small_products(q_BHQE.dtype) and not is_counted()
 
 
 def _products(q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, mask_B1QK: Tensor | None) -> Tensor:

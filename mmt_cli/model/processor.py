@@ -20,6 +20,14 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def is_counted() -> bool:
+    """Say whether somebody looks at each operation: then they shall be those of the model, without what only speeds up.
+
+    Rows that keep others company are no work that was asked for.
+    """
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
 def has_small_products(dtype: torch.dtype) -> bool:
     """Say whether products of small matrices, as torch's fused attention makes them, are fast in a dtype.
 

@@ -7,7 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmt_cli.benchmark.layers import Stopwatch
 from mmt_cli.benchmark.work import WorkCounter
 from mmt_cli.captioning.stepper import build_stepper
+from mmt_cli.model import kernel_full, packing
 from mmt_cli.model.int8 import Int8Embedding, OneDnnProduct, PlainProduct, can_multiply
+from mmt_cli.model.processor import can_pack
 
 
 def count(tools, name):
@@ -47,6 +49,28 @@ def test_flops_are_those_of_every_product_attention_included(tools):
         assert prefill.flops == block_flops(block, image + 2, image + 2) - spared
         assert step.flops == block_flops(block, 1, image + 3)
     assert found["decode"].layers["head"][0].flops == 2 * block.width * model.config.text.vocab_size
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="no bfloat16 kernels")
+def test_what_only_speeds_up_is_no_work(tools, monkeypatch):
+    """Packing, rows that keep one row company, and attention by whole products, whose keys no weights are."""
+    monkeypatch.setattr(packing, "_LEAST", {torch.bfloat16: 1})
+    monkeypatch.setattr(packing, "_LARGE", 1)
+    monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: False)
+    model = tools.build_model(tools.small_config("tiny")).bfloat16()
+    pixels, ids = tools.random_pixels(model.config, 1).bfloat16(), tools.random_ids(1, 1)
+
+    def work():
+        with torch.inference_mode(), WorkCounter(model) as counter:
+            model(ids, pixels)
+        return counter.work
+
+    plain = work()
+    packing.pack_linears(model)
+    with torch.inference_mode():
+        model(ids, pixels)
+    found = work()
+    assert (found.flops, found.nbytes) == (plain.flops, plain.nbytes)
 
 
 def test_flops_are_those_that_torch_counts(model, tools):
