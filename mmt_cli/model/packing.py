@@ -26,7 +26,7 @@ _LEAST: dict[torch.dtype, int] = {torch.float32: 2**19, torch.bfloat16: 2**16}
 _ROWS_BESIDE_MKL = 8, 256
 # A large matrix is read from memory, and rows too few to keep the processor busy do not read it as fast as six do (by
 # 10 to 25 %, and two rows are slower than one): so they get company.
-_LARGE = 2**19
+_LARGE = 2**20
 _ROWS_THAT_READ_FAST = 6
 # What oneDNN applies to the product before it leaves the cache: name and algorithm there.
 _FUSED: dict[type[nn.Module], Callable[[Any], tuple[str, str]]] = {
