@@ -50,7 +50,7 @@ def _record(step: Step, undo: Step) -> Step:
         undo()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         logits_RV = step()
 
     def replay() -> Tensor:

@@ -39,9 +39,10 @@ def small_matrices_too(monkeypatch):
 @pytest.mark.parametrize("name", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_map_gives_what_the_plain_one_gives(name, dtype, bias):
+def test_a_packed_map_gives_what_the_plain_one_gives(monkeypatch, name, dtype, bias):
     activation = None if name is None else ACTIVATIONS[name]()
     plain, ours = packed(activation, dtype=dtype, bias=bias)
+    monkeypatch.setattr(packing, "_LARGE", WIDE * NARROW)
     off = 0.02 if dtype is torch.bfloat16 else 1e-5
     across = torch.randn(3, NARROW, 9).to(dtype).transpose(1, 2)  # rows whose numbers do not lie side by side
     with torch.inference_mode():
@@ -66,6 +67,7 @@ def test_few_rows_read_a_large_matrix_in_company_and_a_small_one_alone(monkeypat
         )
     with torch.inference_mode():
         x = torch.randn(rows, NARROW)
+        monkeypatch.setattr(packing, "_LARGE", WIDE * NARROW)
         found = [large(x)]
         monkeypatch.setattr(packing, "_LARGE", WIDE * NARROW + 1)
         found.append(small(x))
