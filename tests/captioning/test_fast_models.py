@@ -36,7 +36,8 @@ def packed_in(captioner: Captioner) -> list[PackedLinear]:
 def test_packed_matrices_change_no_token(
     plain: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
-    monkeypatch.setattr(packing, "_LEAST", {torch.float32: (1, 1)})
+    monkeypatch.setattr(packing, "_LEAST", {torch.float32: 1})
+    monkeypatch.setattr(packing, "_LARGE", 1)
     monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
     captioner = Captioner.load("mini", device="cpu")
     assert written(captioner, batch_size) == plain

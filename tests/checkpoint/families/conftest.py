@@ -18,7 +18,8 @@ def _packed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from mmt_cli.model import packing
 
-    monkeypatch.setattr(packing, "_LEAST", {torch.float32: (1, 1)})
+    monkeypatch.setattr(packing, "_LEAST", {torch.float32: 1})
+    monkeypatch.setattr(packing, "_LARGE", 1)
     monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
 
 
