@@ -17,15 +17,15 @@ from torch.nn import functional
 from mmt_cli.model.context import Context
 from mmt_cli.model.layers import Linear
 from mmt_cli.model.pages import FilePages
-from mmt_cli.model.processor import can_pack, is_counted, mkl_is_at_home
+from mmt_cli.model.processor import can_pack, has_tiles, is_counted, mkl_is_at_home
 
 # Measured on a Xeon with AMX and on an EPYC without: numbers of a matrix below which the plain kernels are as fast.
 _LEAST: dict[torch.dtype, int] = {torch.float32: 2**19, torch.bfloat16: 2**16}
 # On Intel's processors the plain float32 kernels are MKL's, which are as fast below these rows and faster above (2 to
 # 12 % on a Xeon), but twice as slow at 8; on others they are the slower ones throughout: at one row, too, by half.
 _ROWS_BESIDE_MKL = 8, 256
-# A large matrix is read from memory, and rows too few to keep the processor busy do not read it as fast as six do (by
-# 10 to 25 %, and two rows are slower than one): so they get company.
+# A large matrix is read from memory, and without AMX rows too few to keep the processor busy do not read it as fast as
+# six do (by 10 to 25 % on an EPYC, and two rows are slower than one): so they get company.
 _LARGE = 2**20
 _ROWS_THAT_READ_FAST = 6
 # What oneDNN applies to the product before it leaves the cache: name and algorithm there.
@@ -79,7 +79,7 @@ class PackedLinear(nn.Linear):
                 return cast("Tensor", self.activation(functional.linear(x_MI, self.weight, self.bias)))
             self.pack()
         large = self.in_features * self.out_features >= _LARGE
-        if rows < _ROWS_THAT_READ_FAST and large and not is_counted():
+        if rows < _ROWS_THAT_READ_FAST and large and not has_tiles() and not is_counted():
             padded_MI = functional.pad(x_MI.reshape(rows, -1), (0, 0, 0, _ROWS_THAT_READ_FAST - rows))
             y_MO = self._product(padded_MI)[:rows].view(*x_MI.shape[:-1], -1)
         else:

@@ -28,13 +28,18 @@ def is_counted() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+def has_tiles() -> bool:
+    """Say whether the processor multiplies tiles (AMX)."""
+    found: bool = torch.cpu._is_amx_tile_supported()
+    return found
+
+
 def has_small_products(dtype: torch.dtype) -> bool:
     """Say whether products of small matrices, as torch's fused attention makes them, are fast in a dtype.
 
     In bfloat16 each is a call of oneDNN, which takes longer to set up than to do, but with AMX torch has its own.
     """
-    has_tiles: bool = torch.cpu._is_amx_tile_supported()
-    return dtype is not torch.bfloat16 or not can_pack(dtype) or has_tiles
+    return dtype is not torch.bfloat16 or not can_pack(dtype) or has_tiles()
 
 
 @functools.cache
