@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from mmt_cli.captioning.inference import inference
+from mmt_cli.captioning.recording import memory_given_back
 from mmt_cli.captioning.stepper import build_stepper, pad
 from mmt_cli.captioning.stream import GrowingText, stepwise
 from mmt_cli.decoding.generate import Generated, Stepper, generate, generate_stream
@@ -74,7 +75,7 @@ class Author:
             given = [prompts[place] for place in places]
             seen = image if len(places) == len(prompts) else image[torch.tensor(places, device=image.x_BND.device)]
             generators = [torch.Generator().manual_seed(seeds[place]) for place in places]
-            with inference(self.model):
+            with inference(self.model), memory_given_back(self.model):
                 stepper = self.stepper(given, seen, own.max_new_tokens)
                 items = generate(stepper, [prompt.ids for prompt in given], own, generators)
             for place, prompt, texts in zip(places, given, items, strict=True):

@@ -10,7 +10,6 @@ from mmt_cli.captioning.author import Caption as Caption  # part of the Python f
 from mmt_cli.captioning.loading import load_parts
 from mmt_cli.captioning.overrides import override
 from mmt_cli.captioning.prompts import Prompts, check_prompt, encode_each, find_prompting
-from mmt_cli.captioning.recording import memory_given_back
 from mmt_cli.captioning.viewer import ImageSource, Viewer
 from mmt_cli.checkpoint.reference import HubOptions, Source
 from mmt_cli.decoding.options import GenerationOptions
@@ -191,8 +190,7 @@ class Captioner(Viewer):
             UsageError: a prompt does not fit, or there are not as many as images.
         """
         layouts = [self.layout(picture) for picture in pictures]
-        with memory_given_back(self.model):
-            return self.generate_from(self.see(pictures), prompt=prompt, options=options, seeds=seeds, layouts=layouts)
+        return self.generate_from(self.see(pictures), prompt=prompt, options=options, seeds=seeds, layouts=layouts)
 
     def generate_from(
         self,

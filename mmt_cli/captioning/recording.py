@@ -30,28 +30,31 @@ def can_replay(model: MultimodalTransformer, device: torch.device) -> bool:
     return device.type == "cuda" and can_be_fixed(model.config) and not _is_watched(model)
 
 
-def record(step: Step, undo: Step, device: torch.device) -> Step:
+def record(step: Step, undo: Callable[[], None], device: torch.device) -> Step:
     """Return what does a step again, on the same tensors; the recording itself changes nothing.
 
     Args:
         step: gives the same tensor each time.
         undo: takes one step back.
         device: the GPU.
+
+    Raises:
+        RuntimeError: the driver, or a library, cannot record it.
     """
     with torch.cuda.device(device):
-        return _record(step, undo)
-
-
-def _record(step: Step, undo: Step) -> Step:
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):  # libraries choose kernels and take memory the first time
-        step()
-        undo()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        logits_RV = step()
+        before = torch.cuda.current_stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(before)
+        with torch.cuda.stream(beside):  # libraries choose kernels and take memory the first time
+            step()
+            undo()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                logits_RV = step()
+        finally:  # a capture that fails leaves its stream the current one
+            torch.cuda.set_stream(before)
+        before.wait_stream(beside)
 
     def replay() -> Tensor:
         graph.replay()
@@ -64,19 +67,16 @@ class Recording:
     """A model's step behind a cache of one shape."""
 
     def __init__(self, model: MultimodalTransformer, cache: KVCache) -> None:
-        self.cache = FixedCache(cache)
-        self.token_ids_R1 = torch.zeros(len(cache.position_B), 1, dtype=torch.long, device=cache.position_B.device)
-        self.replay = record(lambda: self._step(model), self._undo, cache.position_B.device)
+        device = cache.position_B.device
+        self.cache = FixedCache(cache, model.config.text.max_length - 1)
+        self.token_ids_R1 = torch.zeros(len(cache.position_B), 1, dtype=torch.long, device=device)
+        self.replay = record(lambda: self._step(model), lambda: self.cache.go_back(cache), device)
         self.user: weakref.ref[object] | None = None
 
     def _step(self, model: MultimodalTransformer) -> Tensor:
         logits_RV = model.step(self.token_ids_R1, self.cache)
         self.cache.advance(1)
         return logits_RV
-
-    def _undo(self) -> Tensor:
-        self.cache.trim(1)
-        return self.token_ids_R1
 
     @property
     def free(self) -> bool:
@@ -89,23 +89,26 @@ class Recordings:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Recording] = OrderedDict()
-        self._last: Hashable = None
+        self._begun: Hashable = None
         self._refused = False
 
-    def find(self, model: MultimodalTransformer, cache: KVCache, user: object, *, again: bool) -> Recording | None:
+    def find(self, model: MultimodalTransformer, cache: KVCache, user: object, *, first: bool) -> Recording | None:
         """Return a recording that holds what a cache holds; None where it is not worth one, or somebody writes with it.
+
+        One is made of a shape that the batch before began with, or this one began with and still has.
 
         Args:
             model: whose steps.
             cache: of no use by itself once there is a recording.
             user: who writes with it, as long as this lives.
-            again: whether steps in this shape have been made already; else one is made where the last batch had it.
+            first: whether no step has been made yet.
         """
-        weights = (*model.parameters(), *model.buffers())
         if self._refused:
             return None
-        key = shape_of(cache), tuple(tensor.data_ptr() for tensor in weights)
-        again, self._last = again or key == self._last, key
+        key = shape_of(cache), tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+        again = key == self._begun
+        if first:
+            self._begun = key
         found = self._kept.get(key)
         if found is None and again:
             found = self._recorded(model, cache)
@@ -123,13 +126,14 @@ class Recordings:
         return found
 
     def _recorded(self, model: MultimodalTransformer, cache: KVCache) -> Recording | None:
-        """Return a new recording; None where driver or libraries refuse: the cache is as good as before."""
+        """Return a new recording; None where it has no room or is refused: the cache is as good as before."""
         try:
             return Recording(model, cache)
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise
-            self._refused = True
+                self._kept.clear()
+            else:
+                self._refused = True
             return None
 
 
@@ -141,6 +145,11 @@ def recordings_of(model: MultimodalTransformer) -> Recordings:
     return _recordings.setdefault(model, Recordings())
 
 
+def forget_recordings(model: MultimodalTransformer) -> None:
+    """Give the memory of a model's recordings back."""
+    _recordings.pop(model, None)
+
+
 @contextmanager
 def memory_given_back(model: MultimodalTransformer) -> Iterator[None]:
     """Drop a model's recordings where memory runs out: it will be tried again with less."""
@@ -148,7 +157,7 @@ def memory_given_back(model: MultimodalTransformer) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            _recordings.pop(model, None)
+            forget_recordings(model)
         raise
 
 

@@ -72,21 +72,23 @@ class ReplayStepper(CachedStepper):
             super().reorder(row_R)
             return
         origins = [self._places[row] for row in row_R.tolist()]
-        if len(set(origins)) == len(origins):
-            self._stand(origins)
-            return
         free: dict[int, list[int]] = {}
-        for place in reversed(range(len(self._images))):
+        for place in set(range(len(self._images))) - set(origins):
             free.setdefault(self._images[place], []).append(place)
-        self._stand([free[self._images[origin]].pop() for origin in origins])
-        sources = list(range(len(self._images)))
-        for place, origin in zip(self._places, origins, strict=True):
-            sources[place] = origin
-        self._recording.cache.reorder(torch.tensor(sources, device=self.device))
+        places, copied = [], {}
+        for origin in origins:
+            place = origin if origin not in places else free[self._images[origin]].pop()
+            places.append(place)
+            if place != origin:
+                copied[place] = origin
+        self._stand(places)
+        if copied:
+            sources, targets = (torch.tensor(list(of), device=self.device) for of in (copied.values(), copied.keys()))
+            self._recording.cache.copy_rows(sources, targets)
 
     def _find_recording(self) -> None:
         images = self.cache.image_B.tolist()
-        self._recording = recordings_of(self.model).find(self.model, self.cache, self, again=self._steps > 0)
+        self._recording = recordings_of(self.model).find(self.model, self.cache, self, first=self._steps == 0)
         if self._recording is not None:
             self._images = images
             self._stand(list(range(len(images))))

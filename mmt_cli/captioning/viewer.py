@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 
 from mmt_cli.captioning.inference import inference
+from mmt_cli.captioning.recording import memory_given_back
 from mmt_cli.inputs.image import MAX_PIXELS, read_image
 from mmt_cli.inputs.preprocess import Picture, Preprocessing, normalise, to_picture
 from mmt_cli.inputs.prompt import Layout
@@ -67,7 +68,7 @@ class Viewer:
         tiles_NCHW = normalise(samples_NHWC, self.preprocessing).to(self.dtype)
         counts = tuple(map(len, pictures))
         whole = self.preprocessing.tiling is None
-        with inference(self.model):
+        with inference(self.model), memory_given_back(self.model):
             return self.model.see(tiles_NCHW if whole else Images(tiles_NCHW=tiles_NCHW, count_B=counts))
 
     def layout(self, picture: Picture | None = None) -> Layout:

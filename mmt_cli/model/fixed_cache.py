@@ -26,13 +26,18 @@ class FixedCache(KVCache):
     Rows stay as many as they are, each at its image.
     """
 
-    def __init__(self, cache: KVCache) -> None:
-        """Take over what a cache holds, which is of no use by itself afterwards."""
+    def __init__(self, cache: KVCache, last_position: int) -> None:
+        """Take over what a cache holds, which is of no use by itself once something is written here.
+
+        Args:
+            cache: behind the prompts.
+            last_position: of the model: where rows stay that have finished, while others go on.
+        """
         device = cache.position_B.device
         super().__init__(num_layers=0, capacity=cache.capacity, position_B=cache.position_B.clone(), start=cache.start)
         self.layers, self.tokens = cache.layers, cache.tokens
-        self.memory_mask_G11M = cache.memory_mask_G11M
-        self.image_B, self.memory_image_G = cache.image_B, cache.memory_image_G
+        self.memory_mask_G11M = None if cache.memory_mask_G11M is None else cache.memory_mask_G11M.clone()
+        self.last_position = last_position
         self.length_1 = torch.tensor([cache.length], device=device)
         self._hide(cache.length)
 
@@ -51,12 +56,17 @@ class FixedCache(KVCache):
     def advance(self, count: int) -> None:
         """Keep the last `count` text tokens that the model wrote."""
         self.length_1 += count
-        self.position_B += count
+        self.position_B.add_(count).clamp_(max=self.last_position)
 
-    def reorder(self, row_R: Tensor) -> None:
-        """Let each row be a copy of another one that has the same image."""
+    def go_back(self, cache: KVCache) -> None:
+        """Forget what was written since another cache, which was taken over, was as it is."""
+        self.length_1.fill_(cache.length)
+        self.position_B.copy_(cache.position_B)
+
+    def copy_rows(self, from_R: Tensor, to_R: Tensor) -> None:
+        """Let some rows be what others are that have the same image; none of these is one of those."""
         for tensor in _of_rows(self):
-            tensor.copy_(tensor[row_R])
+            tensor[to_R] = tensor[from_R]
 
     def _tokens_with(self, count: int) -> Tokens:
         assert self.tokens is not None, "no token yet"
@@ -86,7 +96,7 @@ def shape_of(cache: KVCache) -> Hashable:
 def _tensors(cache: KVCache) -> list[Tensor]:
     memory = [part for layer in cache.layers for slots in layer.memory or () for part in slots.parts]
     mask = [] if cache.memory_mask_G11M is None else [cache.memory_mask_G11M]
-    return [*_of_rows(cache), *memory, *mask, cache.image_B, cache.memory_image_G]
+    return [*_of_rows(cache), *memory, *mask]
 
 
 def _of_rows(cache: KVCache) -> list[Tensor]:

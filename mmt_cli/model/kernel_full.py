@@ -49,6 +49,11 @@ class FullAttention(Kernel):
     Supports any mask, causal reading and caches, all exactly. Time grows with Q·K.
     """
 
+    def __init__(self, *, large_scores: bool = False) -> None:
+        """Say whether scores may grow so large, before the softmax, that bfloat16 holds them too coarsely."""
+        super().__init__()
+        self.large_scores = large_scores
+
     def forward(
         self,
         q_BHQE: Tensor,
@@ -59,7 +64,7 @@ class FullAttention(Kernel):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the attended values, BHQE."""
-        return full_attention(q_BHQE, k_BGKE, v_BGKE, visibility.mask(), dropout)
+        return full_attention(q_BHQE, k_BGKE, v_BGKE, visibility.mask(), dropout, large_scores=self.large_scores)
 
 
 class MemoryAttention(nn.Module):
@@ -72,14 +77,24 @@ class MemoryAttention(nn.Module):
         return full_attention(q_BHQE, k_BGME, v_BGME, mask_B11M, dropout)
 
 
-def full_attention(q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1QK: Tensor | None, dropout: float) -> Tensor:
+def full_attention(
+    q_BHQE: Tensor,
+    k_BGKE: Tensor,
+    v_BGKE: Tensor,
+    mask_B1QK: Tensor | None,
+    dropout: float,
+    *,
+    large_scores: bool = False,
+) -> Tensor:
     """Softmax attention under a mask: bool, True where a query sees a key, or float, to be added to the scores."""
     heads, shared = q_BHQE.shape[1], k_BGKE.shape[1]
     if shared < heads and q_BHQE.shape[2] == 1:
         # The heads that share keys become queries of one head: the keys are read once, on every device.
         q_BGRE = q_BHQE.reshape(len(q_BHQE), shared, heads // shared, -1)
-        return full_attention(q_BGRE, k_BGKE, v_BGKE, mask_B1QK, dropout).reshape(q_BHQE.shape)
-    if shared == heads and not dropout and _products_pay(q_BHQE, k_BGKE):
+        return full_attention(q_BGRE, k_BGKE, v_BGKE, mask_B1QK, dropout, large_scores=large_scores).reshape(
+            q_BHQE.shape
+        )
+    if shared == heads and not dropout and not large_scores and _products_pay(q_BHQE, k_BGKE):
         return _products(q_BHQE, k_BGKE, v_BGKE, mask_B1QK)
     return functional.scaled_dot_product_attention(
         q_BHQE, k_BGKE, v_BGKE, mask_B1QK, dropout, enable_gqa=shared < heads

@@ -34,6 +34,7 @@ def has_tiles() -> bool:
     return found
 
 
+@functools.cache
 def has_small_products(dtype: torch.dtype) -> bool:
     """Say whether products of small matrices, as torch's fused attention makes them, are fast in a dtype.
 

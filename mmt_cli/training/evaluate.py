@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from mmt_cli.captioning.captioner import Captioner
 from mmt_cli.captioning.inference import inference
+from mmt_cli.captioning.recording import forget_recordings
 from mmt_cli.model.context import ImageTokens
 from mmt_cli.model.transformer import MultimodalTransformer
 from mmt_cli.training.batches import Batch, Row
@@ -96,6 +97,7 @@ class Evaluator:
         captions: list[str] = []
         for indices in chunks(self.count):
             captions += [item[0].text for item in captioner.generate_from(see(indices))]
+        forget_recordings(captioner.model)  # training wants the memory, and the weights may lie elsewhere next time
         return self.score_captions(captions)
 
     def score_captions(self, captions: Sequence[str]) -> Scores:
