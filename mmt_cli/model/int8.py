@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mmt_cli.model.context import Context
-from mmt_cli.model.layers import QuickGELU
 from mmt_cli.model.packing import linears_of, take_activation
 from mmt_cli.model.pages import FilePages
 from mmt_cli.model.processor import has_onednn
@@ -64,17 +63,7 @@ class Int8Linear(nn.Module):
         else:
             torch.addcmul(self.bias, product_RO, scale_R1, out=scaled_RO)
         if not done:
-            _activate(self.activation, scaled_RO.to(y_RO.dtype), y_RO)
-
-
-def _activate(activation: nn.Module, x_RO: Tensor, y_RO: Tensor) -> None:
-    """Write what an activation makes of numbers that nobody else needs, in one pass where it can be."""
-    if type(activation) is nn.GELU:
-        torch._C._nn.gelu(x_RO, approximate=activation.approximate, out=y_RO)  # type: ignore[call-arg]
-    elif type(activation) is QuickGELU:
-        torch.mul(x_RO, torch.mul(x_RO, activation.FACTOR).sigmoid_(), out=y_RO)
-    else:
-        y_RO.copy_(activation(x_RO))
+            y_RO.copy_(self.activation(scaled_RO.to(y_RO.dtype)))
 
 
 class OneDnnProduct:

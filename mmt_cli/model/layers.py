@@ -41,11 +41,9 @@ class RMSNormPlusOne(nn.Module):
 class QuickGELU(nn.Module):
     """x times the logistic function of 1.702 x, the approximation that CLIP was trained with."""
 
-    FACTOR = 1.702
-
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Return BLD."""
-        gate_BLD = (self.FACTOR * x_BLD).sigmoid_()
+        gate_BLD = (1.702 * x_BLD).sigmoid_()
         # The gate's memory is good for the product, unless gradients need the gate.
         return x_BLD * gate_BLD if torch.is_grad_enabled() else gate_BLD.mul_(x_BLD)
 
