@@ -14,7 +14,7 @@ from mmt_cli.benchmark.report import Result, Summary, rates, steps_by_position
 from mmt_cli.benchmark.results import LayerTimes, PhaseTimes, layer_rows
 from mmt_cli.benchmark.work import Mark, Work, WorkCounter
 from mmt_cli.benchmark.workload import Workload
-from mmt_cli.captioning.recording import can_replay
+from mmt_cli.captioning.recording import is_recorded
 from mmt_cli.model.int8 import count_bytes
 
 
@@ -29,7 +29,7 @@ def measure(workload: Workload, options: BenchOptions, ceilings: Ceilings | None
         hook_ms = hook_cost(warm) if options.layers else 0.0
         reset_peak_memory(workload.device)
         # Hooks see no layer of a step that is replayed: then the layers are timed by themselves.
-        apart = options.layers and not workload.trains and can_replay(workload.model, workload.device)
+        apart = options.layers and is_recorded(workload.model)
         inside: Stopwatch[Any, float] = Stopwatch(clock) if apart else watch
         if apart:
             for _ in range(options.repetitions):

@@ -92,6 +92,11 @@ class Recordings:
         self._begun: Hashable = None
         self._refused = False
 
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return bool(self._kept)
+
     def find(self, model: MultimodalTransformer, cache: KVCache, user: object, *, first: bool) -> Recording | None:
         """Return a recording that holds what a cache holds; None where it is not worth one, or somebody writes with it.
 
@@ -143,6 +148,11 @@ _recordings: weakref.WeakKeyDictionary[MultimodalTransformer, Recordings] = weak
 def recordings_of(model: MultimodalTransformer) -> Recordings:
     """Return those of a model, which go with it."""
     return _recordings.setdefault(model, Recordings())
+
+
+def is_recorded(model: MultimodalTransformer) -> bool:
+    """Say whether steps of a model are replayed by now."""
+    return model in _recordings and _recordings[model].any
 
 
 def forget_recordings(model: MultimodalTransformer) -> None:

@@ -52,20 +52,14 @@ class Performer(Kernel):
         """Return the attended values, BHQE."""
         assert visibility.segments, "performer sums in one order for all rows"
         assert visibility.key_bias_BK is None, "performer has no key bias"
-        assert isinstance(visibility.start, int), "performer knows how many keys there are"
         with torch.autocast(q_BHQE.device.type, enabled=False):
-            return self._attend(q_BHQE, k_BGKE, v_BGKE, visibility, visibility.start, cache).to(q_BHQE.dtype)
+            return self._attend(q_BHQE, k_BGKE, v_BGKE, visibility, cache).to(q_BHQE.dtype)
 
     def _attend(
-        self,
-        q_BHQE: Tensor,
-        k_BGKE: Tensor,
-        v_BGKE: Tensor,
-        visibility: Visibility,
-        start: int,
-        cache: LayerCache | None,
+        self, q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, visibility: Visibility, cache: LayerCache | None
     ) -> Tensor:
-        valid_BK = visibility.keys.valid_BL
+        start, valid_BK = visibility.start, visibility.keys.valid_BL
+        assert isinstance(start, int), "performer knows how many keys there are"
         batch, heads, queries, width = q_BHQE.shape
         shared = k_BGKE.shape[1]
         q_BGRQE = q_BHQE.reshape(batch, shared, heads // shared, queries, width)

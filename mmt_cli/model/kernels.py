@@ -34,7 +34,7 @@ def build_kernel(config: BlockConfig, *, num_tokens: int | None) -> Kernel:
     """
     match config.kernel:
         case FullKernelConfig():
-            # Keys of rotary decoders have biases, and sinks, that give scores of hundreds (Qwen2).
+            # Keys of rotary decoders have biases, and sinks, that can give scores of hundreds (Qwen2).
             return FullAttention(large_scores=config.rope != "none")
         case SlidingWindowKernelConfig(image_window=image, text_window=text):
             return SlidingWindow(Window(image=image, text=text))

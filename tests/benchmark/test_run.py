@@ -71,7 +71,7 @@ def test_rows_of_every_phase_add_up_to_it(report):
 def test_where_steps_are_replayed_layers_are_timed_in_runs_of_their_own(monkeypatch):
     hooked = []
     run_once = CaptionWorkload.run
-    monkeypatch.setattr(measure, "can_replay", lambda model, device: True)
+    monkeypatch.setattr(measure, "is_recorded", lambda model: True)
     monkeypatch.setattr(
         CaptionWorkload,
         "run",

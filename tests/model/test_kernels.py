@@ -1,9 +1,13 @@
 """Full attention, and the choice of a kernel. B batch, H heads, G heads of keys, Q queries, K keys, E head width."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmt_cli.model import kernel_full
 from mmt_cli.model.block_config import (
@@ -79,6 +83,25 @@ def test_whole_products_give_what_the_fused_kernel_gives(
         found = full_attention(q_BHQE.bfloat16(), k_BGKE.bfloat16(), v_BGKE.bfloat16(), half_mask, 0.0)
     assert found.dtype is torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.0)
+
+
+@pytest.mark.parametrize("why", ["large scores", "many scores", "dropout", "gradients", "counted", None])
+def test_whole_products_are_left_where_they_are_too_coarse_or_do_not_pay(
+    monkeypatch: pytest.MonkeyPatch, why: str | None
+) -> None:
+    monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: False)
+    made = []
+    products = kernel_full._products
+    monkeypatch.setattr(kernel_full, "_products", lambda *given: made.append(1) or products(*given))
+    if why == "many scores":
+        monkeypatch.setattr(kernel_full, "_MOST_SCORES", 4 * 7 * 7 - 1)
+    counting = FlopCounterMode(display=False) if why == "counted" else nullcontext()
+    kernel = build_kernel(
+        replace(_block(FullKernelConfig()), rope="1d" if why == "large scores" else "none"), num_tokens=7
+    )
+    with torch.inference_mode(why != "gradients"), counting:
+        kernel(*_qkv(7, 7), _causal(7), 0.1 if why == "dropout" else 0.0)
+    assert bool(made) == (why is None)
 
 
 def test_a_query_that_sees_nothing_makes_no_nan_of_whole_products(monkeypatch: pytest.MonkeyPatch) -> None:

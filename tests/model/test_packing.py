@@ -79,26 +79,20 @@ def test_few_rows_read_a_large_matrix_in_company_and_a_small_one_alone(monkeypat
 
 
 @needs_kernels
-def test_beside_mkl_few_rows_do_not_pack_a_matrix_and_many_do(monkeypatch):
-    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: True)
+@pytest.mark.parametrize(
+    ("at_home", "rows", "packs"),
+    [(True, 7, False), (True, 8, True), (True, 256, True), (True, 257, False), (False, 1, True), (False, 257, True)],
+)
+def test_on_mkls_makers_processors_few_rows_and_very_many_are_no_reason_to_pack(monkeypatch, at_home, rows, packs):
+    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: at_home)
     _, ours = packed()
     with torch.inference_mode():
-        ours(torch.randn(7, NARROW))
-        assert not ours.weight.is_mkldnn
+        ours(torch.randn(rows, NARROW))
+        assert ours.weight.is_mkldnn == packs
         ours(torch.randn(8, NARROW))
-        assert ours.weight.is_mkldnn
-        ours(torch.randn(1, NARROW))
-        assert ours.weight.is_mkldnn
-        assert ours(torch.randn(0, NARROW)).shape == (0, WIDE)
-
-
-@needs_kernels
-def test_elsewhere_one_row_packs_a_matrix(monkeypatch):
-    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: False)
-    _, ours = packed()
-    with torch.inference_mode():
-        ours(torch.randn(1, NARROW))
-    assert ours.weight.is_mkldnn
+        for fewer in (1, 0):
+            assert ours(torch.randn(fewer, NARROW)).shape == (fewer, WIDE)
+            assert ours.weight.is_mkldnn == (fewer > 0)
 
 
 @needs_kernels
@@ -148,18 +142,6 @@ def test_a_tied_head_stays_tied(small_matrices_too):
     assert model.head.projection.weight is model.text.tokens.weight
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
-
-
-@needs_kernels
-@pytest.mark.parametrize(("at_home", "packs"), [(True, False), (False, True)])
-def test_beside_mkl_on_its_makers_processors_very_many_rows_are_no_reason_to_pack(monkeypatch, at_home, packs):
-    monkeypatch.setattr(packing, "mkl_is_at_home", lambda: at_home)
-    _, ours = packed()
-    with torch.inference_mode():
-        ours(torch.randn(257, NARROW))
-        assert ours.weight.is_mkldnn == packs
-        ours(torch.randn(256, NARROW))
-        assert ours.weight.is_mkldnn
 
 
 def test_maps_that_are_trained_or_too_small_stay_as_they_are():
