@@ -11,6 +11,7 @@ from mmt_cli.training.events import Noted, Stepped
 from mmt_cli.training.findings import BrokenDataError
 from mmt_cli.training.loop import Trainer
 from mmt_cli.training.options import TrainOptions
+from mmt_cli.training.tasks.captions import CaptionTask
 
 
 def options(squares: Path, out: str, **changes: Any) -> TrainOptions:
@@ -82,6 +83,17 @@ def test_more_than_allowed_end_the_run_and_no_step_is_lost(
     again, ended = run(options(squares, "out", max_errors="2", resume="auto"))
     assert ended is None
     assert sum(isinstance(event, Stepped) for event in again) == 12 - done
+
+
+def test_the_first_batch_with_one_image_too_many_fails_though_a_later_one_was_read_before(
+    squares: Path, cut: dict[Path, bytes]
+) -> None:
+    task = CaptionTask(options(squares, "out"))
+    list(task.prepare())
+    [place] = [index for index in range(12) if task.examples[index].key.endswith("7.png")]
+    for epoch in (1, 0):
+        with pytest.raises(BrokenDataError):
+            task.batch([place], epoch)
 
 
 def test_a_mended_image_is_seen_as_if_it_had_never_been_broken(squares: Path, cut: dict[Path, bytes]) -> None:

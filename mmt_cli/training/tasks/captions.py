@@ -134,17 +134,16 @@ class CaptionTask:
         findings = self.findings[0]
         for place in range(index, index + self.count):
             place %= self.count
-            if place in self.unreadable:
-                continue
-            try:
-                return place, self.images.load(place, epoch)
-            except DataError as problem:
-                with self.lock:
-                    if place not in self.unreadable:
-                        self.unreadable.add(place)
-                        findings.refuse(problem)
-                        problems.append(f"{str(problem).rpartition('; ')[0]}; the next one takes its place")
-                findings.check()
+            if place not in self.unreadable:
+                try:
+                    return place, self.images.load(place, epoch)
+                except DataError as problem:
+                    with self.lock:
+                        if place not in self.unreadable:
+                            self.unreadable.add(place)
+                            findings.refuse(problem)
+                            problems.append(f"{str(problem).rpartition('; ')[0]}; the next one takes its place")
+            findings.check()  # of a known one, too: a thread that reads a later batch may have met it first
         raise DataError(f"no image can be read any more (training images {self.count:,}); look where they are")
 
     @cached_property
