@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,11 +66,12 @@ def test_full_attention_weighs_visible_values_by_the_softmax_of_scaled_scores() 
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("way", ["products", "products of some heads", "float32"])
 @pytest.mark.parametrize("queries", [1, 5, 40])
 @pytest.mark.parametrize("shared", [4, 2])
 @pytest.mark.parametrize("mask", [None, "one", "each", "added"])
-def test_whole_products_give_what_the_fused_kernel_gives(
-    monkeypatch: pytest.MonkeyPatch, queries: int, shared: int, mask: str | None
+def test_what_replaces_a_slow_fused_kernel_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, way: str, queries: int, shared: int, mask: str | None
 ) -> None:
     q_BHQE, k_BGKE, v_BGKE = _qkv(queries, 40, shared=shared)
     shape = (1 if mask == "one" else 2, 1, queries, 40)
@@ -77,10 +79,20 @@ def test_whole_products_give_what_the_fused_kernel_gives(
     mask_B1QK = None if mask is None else torch.where(sees_B1QK, 1.5, -torch.inf) if mask == "added" else sees_B1QK
     expected = full_attention(q_BHQE, k_BGKE, v_BGKE, mask_B1QK, 0.0)
     monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: dtype is torch.float32)
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", None if shared == 4 or queries == 1 else _fused)
+    monkeypatch.setattr(kernel_full, "_FEW_NUMBERS", 2**18 if way == "float32" else 0)
+    monkeypatch.setattr(kernel_full, "_SCORES_AT_ONCE", 3 * 40 * 40 if way == "products of some heads" else 2**20)
+    dtypes = []
+
+    def fused(q_BHQE: Tensor, *given: Any, **named: Any) -> Tensor:
+        dtypes.append(q_BHQE.dtype)
+        return _fused(q_BHQE, *given, **named)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", fused)
     half_mask = mask_B1QK.bfloat16() if mask == "added" and mask_B1QK is not None else mask_B1QK
     with torch.inference_mode():
         found = full_attention(q_BHQE.bfloat16(), k_BGKE.bfloat16(), v_BGKE.bfloat16(), half_mask, 0.0)
+    whole = [] if shared == 4 or queries == 1 else [torch.bfloat16]
+    assert dtypes == ([torch.float32] if way == "float32" and queries < 16 else whole)
     assert found.dtype is torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.0)
 
@@ -90,6 +102,7 @@ def test_whole_products_are_left_where_they_are_too_coarse_or_do_not_pay(
     monkeypatch: pytest.MonkeyPatch, why: str | None
 ) -> None:
     monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: False)
+    monkeypatch.setattr(kernel_full, "_FEW_NUMBERS", 0)
     made = []
     products = kernel_full._products
     monkeypatch.setattr(kernel_full, "_products", lambda *given: made.append(1) or products(*given))
@@ -102,6 +115,16 @@ def test_whole_products_are_left_where_they_are_too_coarse_or_do_not_pay(
     with torch.inference_mode(why != "gradients"), counting:
         kernel(*_qkv(7, 7), _causal(7), 0.1 if why == "dropout" else 0.0)
     assert bool(made) == (why is None)
+
+
+def test_rotary_blocks_read_few_keys_in_float32_and_never_round_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_full, "has_small_products", lambda dtype: False)
+    kernel = FullAttention(large_scores=True)
+    q_BHQE, k_BHKE, v_BHKE = (x.bfloat16() for x in _qkv(3, 3))
+    expected = full_attention(q_BHQE.float() * 40, k_BHKE.float(), v_BHKE.float(), _causal(3).mask(), 0.0)
+    with torch.inference_mode():
+        found = kernel(q_BHQE * 40, k_BHKE, v_BHKE, _causal(3), 0.0)
+    assert (found.float() - expected).abs().max() < 0.01
 
 
 def test_a_query_that_sees_nothing_makes_no_nan_of_whole_products(monkeypatch: pytest.MonkeyPatch) -> None:
