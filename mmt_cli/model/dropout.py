@@ -16,8 +16,9 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` with elements dropped while training; any shape."""
-        plain = not self.training or not 0.0 < self.p < 1.0
-        if plain or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training:
+            return x
+        if not 0.0 < self.p < 1.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         dropped = int(self.p * _STEPS)
         draws = torch.empty(-(-x.numel() // _PER_DRAW), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)

@@ -80,8 +80,7 @@ class PackedLinear(nn.Linear):
             self.pack()
         large = self.in_features * self.out_features >= _LARGE
         if rows < _ROWS_THAT_READ_FAST and large and not has_tiles() and not is_counted():
-            padded_MI = functional.pad(x_MI.reshape(rows, -1), (0, 0, 0, _ROWS_THAT_READ_FAST - rows))
-            y_MO = self._product(padded_MI)[:rows].view(*x_MI.shape[:-1], -1)
+            y_MO = self._product(_in_company(x_MI.reshape(rows, -1)))[:rows].view(*x_MI.shape[:-1], -1)
         else:
             y_MO = self._product(x_MI)
         return y_MO if self.fused is not _NOT_FUSED else cast("Tensor", self.activation(y_MO))
@@ -124,6 +123,14 @@ class PackedLinear(nn.Linear):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         self.unpack()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _in_company(x_MI: Tensor) -> Tensor:
+    """Return as many rows as are read fast, the given ones first."""
+    rows = len(x_MI)
+    if rows == 1:
+        return x_MI.expand(_ROWS_THAT_READ_FAST, -1)  # the same again: zeros would have to be written
+    return functional.pad(x_MI, (0, 0, 0, _ROWS_THAT_READ_FAST - rows))
 
 
 def pack_linears(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ def is_counted() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+@functools.cache
 def has_tiles() -> bool:
     """Say whether the processor multiplies tiles (AMX)."""
     found: bool = torch.cpu._is_amx_tile_supported()
