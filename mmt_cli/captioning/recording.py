@@ -7,6 +7,7 @@ copied. Rows that finish keep their place, unread.
 R rows, V vocabulary.
 """
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -88,6 +89,7 @@ class Recordings:
     """The last recordings of a model, by the shape of the cache and by where the weights lie."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Recording] = OrderedDict()
         self._begun: Hashable = None
         self._refused = False
@@ -108,8 +110,13 @@ class Recordings:
             user: who writes with it, as long as this lives.
             first: whether no step has been made yet.
         """
-        if self._refused:
-            return None
+        with self._lock:
+            found = None if self._refused else self._found(model, cache, first=first)
+            if found is not None:
+                found.user = weakref.ref(user)
+        return found
+
+    def _found(self, model: MultimodalTransformer, cache: KVCache, *, first: bool) -> Recording | None:
         key = shape_of(cache), tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
         again = key == self._begun
         if first:
@@ -117,17 +124,15 @@ class Recordings:
         found = self._kept.get(key)
         if found is None and again:
             found = self._recorded(model, cache)
-            if found is None:
-                return None
-            self._kept[key] = found
+            if found is not None:
+                self._kept[key] = found
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        elif found is not None and found.free:
-            found.cache.load(cache)
-            self._kept.move_to_end(key)
-        else:
+            return found
+        if found is None or not found.free:
             return None
-        found.user = weakref.ref(user)
+        found.cache.load(cache)
+        self._kept.move_to_end(key)
         return found
 
     def _recorded(self, model: MultimodalTransformer, cache: KVCache) -> Recording | None:

@@ -4,7 +4,10 @@ Like a graph it holds the very tensors that a step has read and written, and doe
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,15 +17,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmt_cli import Captioner
+from mmt_cli.benchmark.subject import made_up_words
 from mmt_cli.captioning import recording, stepper
 from mmt_cli.captioning.inference import inference
 from mmt_cli.captioning.recording import can_replay, is_recorded, memory_given_back
 from mmt_cli.captioning.stepper import CachedStepper, ReplayStepper, build_stepper
+from mmt_cli.checkpoint.parts import default_preprocessing
 from mmt_cli.decoding.generate import Generated, generate
 from mmt_cli.decoding.options import GenerationOptions
-from mmt_cli.model.fixed_cache import can_be_fixed
+from mmt_cli.model.cache import KVCache
+from mmt_cli.model.fixed_cache import FixedCache, can_be_fixed
 from mmt_cli.model.presets import preset
 from mmt_cli.model.transformer import MultimodalTransformer
+from mmt_cli.training.evaluate import Evaluator
+from mmt_cli.training.examples import Example
 
 PROMPTS = {"alike": [[3, 14], [9, 5], [26, 8]], "unlike": [[3, 14, 15], [9], [26, 5, 35, 8, 9]]}
 GREEDY = GenerationOptions(max_new_tokens=14, min_new_tokens=3, end_token_ids=(1, 2, 3, 4), suppress_tokens=(96,))
@@ -151,6 +160,33 @@ def test_two_that_write_at_once_do_not_share_a_recording(
     torch.testing.assert_close(again, wanted_again)
 
 
+def test_two_threads_that_begin_at_once_do_not_share_a_recording(
+    git: MultimodalTransformer, tools: ModuleType, tapes: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with inference(git):
+        for seed in (1, 2):
+            _step(_stepper(git, tools, seed))
+        wanted = [_step(_stepper(git, tools, seed)) for seed in (3, 4)]
+    others: list[Future[Tensor]] = []
+    load = FixedCache.load
+
+    def step_of_another() -> Tensor:
+        with inference(git):
+            return _step(_stepper(git, tools, 4))
+
+    def load_slowly(self: FixedCache, cache: KVCache) -> None:
+        load(self, cache)
+        if not others:  # another thread comes just here, before the first has said that it writes
+            others.append(pool.submit(step_of_another))
+            with suppress(TimeoutError):
+                others[0].result(timeout=1.0)
+
+    monkeypatch.setattr(FixedCache, "load", load_slowly)
+    with ThreadPoolExecutor(1) as pool, inference(git):
+        first = _stepper(git, tools, 3)
+        torch.testing.assert_close([_step(first), others[0].result()], wanted)
+
+
 def test_a_row_that_has_finished_stays_within_the_positions_that_there_are(
     git: MultimodalTransformer, tools: ModuleType, tapes: list[Tape]
 ) -> None:
@@ -214,6 +250,26 @@ def test_recordings_go_where_memory_runs_out(git: MultimodalTransformer, tools: 
     assert is_recorded(git)
     with pytest.raises(MemoryError), memory_given_back(git):
         raise MemoryError
+    assert not is_recorded(git)
+
+
+def test_a_look_at_the_validation_images_leaves_no_recording_to_training(
+    git: MultimodalTransformer, tools: ModuleType, tapes: list[Tape]
+) -> None:
+    config = git.config
+    captioner = Captioner(
+        model=git,
+        tokenizer=made_up_words(config.text.vocab_size),
+        preprocessing=default_preprocessing(config),
+        generation=GREEDY,
+    )
+    with inference(git):
+        seen = git.see(tools.random_pixels(config, 5))
+        captioner.generate_from(seen)
+        captioner.generate_from(seen)
+    assert is_recorded(git)
+    examples = [Example(key=str(index), captions=("a dog",), file=Path("/nowhere")) for index in range(5)]
+    Evaluator(examples).score(captioner, lambda indices: seen[torch.tensor(indices)])
     assert not is_recorded(git)
 
 
