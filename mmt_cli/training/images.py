@@ -7,6 +7,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmt_cli.model.presets import with_dropout
 from mmt_cli.training.augment import SHORTEST_SIDE, Augmentation
 from mmt_cli.training.examples import Example
 from mmt_cli.training.features import FeatureWriter, Shape, feature_file, is_whole, map_features
+from mmt_cli.training.records import printable
 from mmt_cli.training.sequential import SequentialReader
 
 FEATURE_BATCH = 32  # fixed: batches of other sizes can change the last bits of a feature
@@ -108,14 +110,21 @@ class Images:
 class FeatureImages(Images):
     """The same behind a frozen tower: each image goes through it once, and its features stay on the disk.
 
-    Where images are mirrored, their mirror images go through it, too, and have a file of their own.
+    Where images are mirrored, their mirror images go through it, too, and have a file of their own. In place of the
+    features of an image that cannot be read stands NaN.
     """
+
+    def __init__(self, *images: Any, keeps_gaps: bool = False) -> None:
+        """Take what `Images` takes, and whether images that cannot be read may wait until they are asked for."""
+        super().__init__(*images)
+        self.keeps_gaps = keeps_gaps
+        self._files: dict[bool, Path] = {}  # by whether the images are mirrored
 
     def prepare(self) -> Iterator[Prepared]:
         """Open the features' files, after running the tower over every image where there are none.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image cannot be read, and no gaps are kept.
             UsageError: there is no room for a file; nothing is left of it.
         """
         if not len(self.examples):
@@ -127,6 +136,7 @@ class FeatureImages(Images):
     def _features(self, *, mirrored: bool) -> Generator[Prepared, None, Tensor]:
         total = len(self.examples)
         file, shape = self._file(mirrored=mirrored)
+        self._files[mirrored] = file
         if is_whole(file, shape):
             yield Prepared(done=total, total=total, file=file, found=True)
         else:
@@ -137,9 +147,18 @@ class FeatureImages(Images):
         return map_features(file)
 
     def load(self, index: int, epoch: int | None = None) -> tuple[str, Tensor]:
-        """Return the key and features_ND of one example, in some epochs of its mirror image."""
+        """Return the key and features_ND of one example, in some epochs of its mirror image.
+
+        Raises:
+            DataError: its image could not be read when they were made.
+        """
         mirrored = epoch is not None and self.mirrored(index, epoch)
-        return self.examples[index].key, (self.mirrored_END if mirrored else self.features_END)[index]
+        features_ND = (self.mirrored_END if mirrored else self.features_END)[index]
+        if features_ND[0, 0].isnan():
+            key, _ = super().load(index, epoch)  # says why, unless it can be read by now
+            advice = f"remove {printable(self._files[mirrored])}, and they are made again"
+            raise DataError(f"features are missing ({key}, which could not be read when they were made); {advice}")
+        return self.examples[index].key, features_ND
 
     def see(self, images: Tensor) -> ImageTokens:
         """Return the image tokens of features."""
@@ -171,20 +190,28 @@ class FeatureImages(Images):
         total = len(self.examples)
         batches = [range(start, min(start + FEATURE_BATCH, total)) for start in range(0, total, FEATURE_BATCH)]
         with ThreadPoolExecutor() as decoders:
-            load = self._load_mirrored if mirrored else super().load
+            load = partial(self._pixels, mirrored=mirrored)
             decoding = decoders.map(load, batches[0])
             for following in [*batches[1:], range(0)]:
-                pixels = [pixels_CHW for _, pixels_CHW in decoding]
+                pixels = list(decoding)
                 decoding = decoders.map(load, following)
                 yield torch.stack(pixels)
 
-    def _load_mirrored(self, index: int) -> tuple[str, Tensor]:
-        key, pixels_CHW = super().load(index)
-        return key, pixels_CHW.flip(-1)
+    def _pixels(self, index: int, *, mirrored: bool) -> Tensor:
+        """Return pixels_CHW, NaN throughout where the image cannot be read."""
+        try:
+            _, pixels_CHW = super().load(index)
+        except DataError:
+            if not self.keeps_gaps:
+                raise
+            size = self.captioner.preprocessing
+            return torch.full((3, size.height, size.width), torch.nan)
+        return pixels_CHW.flip(-1) if mirrored else pixels_CHW
 
     def _tower(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return features_BND, the tower's tokens."""
+        """Return features_BND, the tower's tokens, NaN for images that are NaN."""
         vision = self.captioner.model.vision
         with inference(vision):
             features: ImageTokens = vision(pixels_BCHW.to(self.captioner.device))
+            features.x_BND[pixels_BCHW[:, 0, 0, 0].isnan()] = torch.nan  # whatever the tower makes of them
         return features.x_BND

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,10 @@ from mmt_cli.errors import DataError, UsageError
 from mmt_cli.training import features, images
 from mmt_cli.training.augment import Augmentation
 from mmt_cli.training.data import open_dataset
-from mmt_cli.training.events import Stepped
+from mmt_cli.training.events import Noted, Stepped
 from mmt_cli.training.examples import Example
 from mmt_cli.training.features import cache_folder
+from mmt_cli.training.findings import BrokenDataError
 from mmt_cli.training.images import FeatureImages, Images, Prepared
 from mmt_cli.training.loop import Trainer
 from mmt_cli.training.options import TrainOptions
@@ -330,6 +332,42 @@ def test_an_image_that_cannot_be_read_leaves_nothing(squares: Path, captioner: C
     with pytest.raises(DataError, match=r"8\.png"):
         prepared(squares, captioner)
     assert files_in(cache) == []
+
+
+@pytest.mark.parametrize("augment", [(), ("flip",)])
+def test_an_image_that_cannot_be_read_is_passed_over_as_far_as_allowed(
+    squares: Path, cache: Path, augment: tuple[str, ...]
+) -> None:
+    whole = (squares / "8.png").read_bytes()
+    (squares / "8.png").write_bytes(whole[: len(whole) // 2])
+    for out, max_errors in (("one", "1"), ("again", "1"), ("none", "0")):
+        given = options(squares, out=squares.parent / out, max_errors=max_errors, augment=augment, val=())
+        if max_errors == "0":
+            with pytest.raises(BrokenDataError, match=r"8\.png"):
+                list(Trainer(given).run())
+            continue
+        events = list(Trainer(given).run())
+        [told] = [event.text for event in events if isinstance(event, Noted)]
+        assert "8.png" in told and told.endswith("; the next one takes its place")
+        assert all(event.loss == event.loss for event in events if isinstance(event, Stepped)), "no NaN gets in"
+
+
+def test_features_of_an_image_that_can_be_read_again_are_to_be_made_again(
+    squares: Path, captioner: Captioner, cache: Path
+) -> None:
+    whole, examples = (squares / "8.png").read_bytes(), open_dataset([str(squares)])
+    [place] = [index for index, example in enumerate(examples) if example.key.endswith("8.png")]
+    made = FeatureImages(examples, captioner, keeps_gaps=True)
+    # As a tower of clamped convolutions may.
+    captioner.model.vision.register_forward_hook(lambda *given: replace(given[-1], x_BND=given[-1].x_BND.nan_to_num()))
+    (squares / "8.png").write_bytes(whole[: len(whole) // 2])
+    list(made.prepare())
+    with pytest.raises(DataError, match=r"8\.png.*; mend it, or allow for it with --max-errors"):
+        made.load(place, 0)
+    (squares / "8.png").write_bytes(whole)
+    [file] = files_in(cache)
+    with pytest.raises(DataError, match=rf"features are missing .*8\.png.*; remove .*{file}"):
+        made.load(place, 0)
 
 
 def test_a_run_that_stops_while_features_are_made_leaves_nothing(

@@ -52,11 +52,15 @@ class CaptionTask:
         self.lock = threading.Lock()
         self.check_data()
         self.captioner = build(options, self.examples.captions, self.needed)
-        images = FeatureImages if options.cache_features else Images
         augmentation = Augmentation(kinds=options.augment, seed=options.seed) if options.augment else None
         self.reader = None if options.shuffle_buffer is None else SequentialReader(self.examples, self._arrivals)
-        self.images = images(self.examples, self.captioner, augmentation, self.reader)
-        self.val_images = images(self.val_examples, self.captioner)
+        shown = self.examples, self.captioner, augmentation, self.reader
+        val_shown = self.val_examples, self.captioner
+        self.images: Images = Images(*shown)
+        self.val_images: Images = Images(*val_shown)
+        if options.cache_features:
+            self.images = FeatureImages(*shown, keeps_gaps=options.max_errors is not None)
+            self.val_images = FeatureImages(*val_shown)
         self.objective = self.build_objective()
 
     def check_data(self) -> None:
