@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mmt_cli.operations import is_opaque
+
 
 class LiveMemory:
     """Keeps account of the storages that operations make and drop."""
@@ -38,11 +40,6 @@ class LiveMemory:
     def peak(self, start: int, end: int) -> int:
         """Return the most bytes after any operation between two marks; 0 where there was none."""
         return max(self._highest[start:end], default=0)
-
-
-def is_opaque(tensor: Tensor) -> bool:
-    """Say whether a tensor is in a layout of oneDNN's own, whose storage torch does not show."""
-    return tensor.is_mkldnn
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

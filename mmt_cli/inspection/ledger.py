@@ -1,10 +1,8 @@
 """The books of a dry run, in which everything has a shape and nothing is computed: work and memory.
 
-Dry are torch's fake tensors, which take the ways through torch that a CPU's do. FLOPs are those of its own
-`FlopCounterMode`: matrix products and convolutions, a multiplication with its addition counting two. Fused attention
-counts as its plain products, as it does there on a GPU, and makes no scores.
+Dry are torch's fake tensors, which take the ways through torch that a CPU's do.
 
-B batch, H heads, G heads of keys and values, Q queries, K keys, E head width.
+B batch, L sequence.
 """
 
 import weakref
@@ -16,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from mmt_cli.operations import bytes_read, flops
 
 _ATEN = torch.ops.aten
-_LOOKUPS = (_ATEN.embedding.default, _ATEN.index.Tensor)
-_SDPA = "aten::_scaled_dot_product_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +117,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._asked_all = func is _ATEN.all.default
         picked = self._picked(func, args)
         result = func(*args, **given) if picked is None else picked
-        self.books.flops += _flops(func, args, given, result)
-        self.books.nbytes += self._bytes_read(func, args, result)
+        self.books.flops += flops(func, args, given, result)
+        if func.namespace != "prim":  # which asks for a tensor's device
+            read = [arg for arg in _tensors(args) if arg.untyped_storage()._cdata in self._weights]
+            self.books.nbytes += bytes_read(func, args, result, read)
         for leaf in _tensors(result):
             key = leaf.untyped_storage()._cdata
             (self._turned.add if func is _ATEN.bitwise_not.default else self._turned.discard)(key)
@@ -146,46 +145,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         picked: Tensor = args[0].new_empty(rows * each, *args[0].shape[2:])
         return picked
 
-    def _bytes_read(self, func: Any, args: tuple[Any, ...], result: Any) -> int:
-        if func.is_view or func.namespace == "prim":  # which ask for a tensor's device
-            return 0
-        if func.name().startswith(_SDPA):
-            backward = func.name().endswith("_backward")  # the gradient of the output comes first there
-            return sum(map(_distinct_nbytes, args[1 + backward : 3 + backward]))
-        read = [arg for arg in _tensors(args) if arg.untyped_storage()._cdata in self._weights]
-        if not read:
-            return 0
-        return int(result.nbytes) if func in _LOOKUPS else sum(map(_distinct_nbytes, read))
-
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
-def _distinct_nbytes(tensor: Tensor) -> int:
-    """Return the bytes of the elements, those that an expanded tensor repeats once."""
-    count = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= size if stride else 1
-    return count * tensor.itemsize
-
-
-def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
-    name = func.name()
-    if name.startswith(_SDPA):
-        backward = name.endswith("_backward")
-        q_BHQE, k_BGKE, v_BGKE = args[backward : backward + 3]
-        batch, heads, queries, width = q_BHQE.shape
-        product = batch * heads * queries * k_BGKE.shape[-2] * (width + v_BGKE.shape[-1])
-        return (4 if backward else 2) * int(product)
-    if func is _ATEN.convolution_backward.default:
-        return _convolution_backward_flops(*args)
-    formula = flop_registry.get(func.overloadpacket)
-    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
-
-
-def _convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
-    """Return as many as forward for each of the two gradients that is wanted; torch's formula ignores groups."""
-    *_, transposed, _output_padding, _groups, wanted = rest
-    places = (x if transposed else grad).numel()
-    return 2 * places * weight[0].numel() * (bool(wanted[0]) + bool(wanted[1]))
