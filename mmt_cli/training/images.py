@@ -114,9 +114,17 @@ class FeatureImages(Images):
     features of an image that cannot be read stands NaN.
     """
 
-    def __init__(self, *images: Any, keeps_gaps: bool = False) -> None:
-        """Take what `Images` takes, and whether images that cannot be read may wait until they are asked for."""
-        super().__init__(*images)
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        captioner: Captioner,
+        augmentation: Augmentation | None = None,
+        reader: SequentialReader | None = None,
+        *,
+        keeps_gaps: bool = False,
+    ) -> None:
+        """Say whether images that cannot be read are no error until they are asked for."""
+        super().__init__(examples, captioner, augmentation, reader)
         self.keeps_gaps = keeps_gaps
         self._files: dict[bool, Path] = {}  # by whether the images are mirrored
 
