@@ -1,34 +1,27 @@
 """Reading an image as a person sees it: any common file in, an upright opaque RGB image out.
 
-The formats are JPEG, MPO, PNG, WebP, GIF, BMP, TIFF and AVIF, and HEIF where pillow-heif is installed. The format is
-told from the first bytes, and Pillow's class for it is used directly instead of `PIL.Image.open`, which would add its
-own pixel limit, parse the index of an MPO's further pictures (its first one is a plain JPEG), import every plugin for
-a TIFF or WebP, and hide why a file failed. PostScript is never opened: that would start Ghostscript.
+The formats are JPEG, MPO, PNG, WebP, GIF, BMP, TIFF and AVIF, and HEIF where pillow-heif is installed.
 
 Two things are set once for the whole process, because no call can set them for itself alone: Pillow's remarks about odd
 files are kept off stderr when this module is imported, and those of libtiff when the first TIFF is opened.
 """
 
 import contextlib
-import ctypes
-import functools
-import importlib
 import io
 import logging
 import os
-import re
 import stat
-import struct
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
-from PIL import Image, ImageFile, _imaging
+from PIL import Image
 
-from mmt_cli.errors import ImageError, ImageErrorKind
+from mmt_cli.errors import ImageError
+from mmt_cli.inputs.image_errors import as_image_errors
+from mmt_cli.inputs.image_formats import HEAD_BYTES, file_class, format_of
 from mmt_cli.inputs.rgb import opaque_rgb, raw_mode
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
@@ -38,42 +31,6 @@ MAX_PIXELS = 64_000_000
 
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-_HEAD_BYTES = 64
-_SIGNATURES = (
-    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
-    (re.compile(rb"GIF8[79]a"), "GIF"),
-    (re.compile(rb"BM"), "BMP"),
-    (re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])"), "TIFF"),
-    (re.compile(rb"....ftyp(?:....)*?avi[fs]", re.DOTALL), "AVIF"),
-    (re.compile(rb"....ftyp(?:....)*?(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "HEIF"),
-)
-_FILE_CLASSES = {
-    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
-    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
-    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
-    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
-    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
-    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
-    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
-    "HEIF": ("pillow_heif", "HeifImageFile"),
-}
-
-# Pillow's exceptions carry their cause in the text alone.
-_KIND_BY_TEXT: tuple[tuple[re.Pattern[str], ImageErrorKind], ...] = (
-    (re.compile("out of memory", re.IGNORECASE), "out_of_memory"),
-    (re.compile("truncat|no more images|unexpected end|insufficient", re.IGNORECASE), "truncated"),
-    (re.compile("unsupported|not supported|not installed|unknown pixel mode", re.IGNORECASE), "unsupported"),
-)
-_MESSAGES: dict[ImageErrorKind, str] = {
-    "truncated": "is cut off ({}); get a whole copy of it",
-    "unsupported": "holds a kind of image that cannot be read ({}); convert it to PNG or JPEG",
-    "unreadable": "cannot be read as an image ({}); get a sound copy of it or convert it to PNG or JPEG",
-    "out_of_memory": "needs more memory than there is ({}); make it smaller or lower --max-pixels",
-    "too_large": "has too many pixels ({}); make it smaller",
-}
 
 # Decoding takes up to eight bytes a pixel: images of more pixels than this are decoded one at a time, whatever the
 # number of threads.
@@ -134,7 +91,7 @@ def read_image(
         ImageError: the only exception for whatever is wrong with `source`; its `kind` is one of the contract's.
     """
     if isinstance(source, Image.Image):
-        with _as_image_errors("the image"):
+        with as_image_errors("the image"):
             _check_pixels(source, max_pixels, "the image")
             return _as_seen(source)
     if isinstance(source, bytes):
@@ -168,10 +125,10 @@ def _read_file(
     draft_size: tuple[int, int] | None,
     facts: list[ImageFacts] | None = None,
 ) -> Image.Image:
-    with _as_image_errors(name, file):
-        image_format = _format_of(file.read(_HEAD_BYTES), name)
+    with as_image_errors(name, file):
+        image_format = format_of(file.read(HEAD_BYTES), name)
         file.seek(0)
-        image = _file_class(image_format, name)(file)
+        image = file_class(image_format, name)(file)
         _check_pixels(image, max_pixels, name)
         if facts is not None:
             facts.append(_facts(image, image_format))
@@ -202,83 +159,6 @@ def _open_regular_file(name: str) -> IO[bytes]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError("unreadable", f"{name} cannot be opened ({reason}); check path and permissions") from error
-
-
-def _format_of(head: bytes, name: str) -> str:
-    if not head:
-        raise ImageError("unreadable", f"{name} is empty (0 bytes); name an image file")
-    for signature, image_format in _SIGNATURES:
-        if signature.match(head):
-            return image_format
-    known = ", ".join(_FILE_CLASSES)
-    raise ImageError("unreadable", f"{name} is none of {known} (it begins with {head[:8]!r}); convert it to one")
-
-
-def _file_class(image_format: str, name: str) -> type[ImageFile.ImageFile]:
-    """Return Pillow's class for a format, importing its plugin on first use."""
-    if image_format == "TIFF":
-        _silence_libtiff()
-    module, class_name = _FILE_CLASSES[image_format]
-    try:
-        return cast(type[ImageFile.ImageFile], getattr(importlib.import_module(module), class_name))
-    except ImportError as error:
-        advice = "pip install 'mmt-cli[heif]'" if image_format == "HEIF" else "convert it to PNG or JPEG"
-        raise ImageError("unsupported", f"{name} is {image_format}, which needs {module}; {advice}") from error
-
-
-@functools.cache
-def _silence_libtiff() -> None:
-    """Take away libtiff's message handlers, which write to file descriptor 2; the failure itself is still raised.
-
-    Pillow offers no switch, so this asks the libtiff that Pillow is linked with. Where its functions cannot be reached
-    (a static build) the remarks stay.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        linked = ctypes.CDLL(_imaging.__file__)
-        for set_handler in (linked.TIFFSetErrorHandler, linked.TIFFSetWarningHandler):
-            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-            set_handler(None)
-
-
-@contextlib.contextmanager
-def _as_image_errors(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
-    """Turn whatever Pillow raises on a bad file (OSError, SyntaxError, struct.error and many more) into ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:
-        kind = _kind_of(error)
-        if kind == "unreadable" and file is not None and _is_shorter_than_declared(file):
-            kind = "truncated"
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageError(kind, f"{name} {_MESSAGES[kind].format(detail)}") from error
-
-
-def _kind_of(error: Exception) -> ImageErrorKind:
-    if isinstance(error, MemoryError):
-        return "out_of_memory"
-    if isinstance(error, Image.DecompressionBombError):
-        return "too_large"
-    for pattern, kind in _KIND_BY_TEXT:
-        if pattern.search(str(error)):
-            return kind
-    # Reading past the end of the file; Pillow's constructors wrap these in a SyntaxError.
-    past_end = (EOFError, struct.error, IndexError)
-    return "truncated" if isinstance(error, past_end) or isinstance(error.__cause__, past_end) else "unreadable"
-
-
-def _is_shorter_than_declared(file: IO[bytes]) -> bool:
-    """Whether a WebP or TIFF ends before the place its header points to; their decoders do not say so."""
-    with contextlib.suppress(OSError, ValueError):
-        length = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        head = file.read(8)
-        if head.startswith(b"RIFF"):
-            return length < 8 + int.from_bytes(head[4:8], "little")
-        if head.startswith((b"II*\0", b"MM\0*")):
-            return length < 2 + int.from_bytes(head[4:8], "little" if head.startswith(b"II") else "big")
-    return False
 
 
 def _check_pixels(image: Image.Image, max_pixels: int, name: str) -> None:
