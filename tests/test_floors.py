@@ -20,7 +20,7 @@ FLOORS = (
     {"model"},
     {"inputs"},
     {"decoding"},
-    {"device"},
+    {"device", "operations"},
     {"errors"},
 )
 LIBRARIES = {
