@@ -139,9 +139,10 @@ def _products(q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, mask_B1QK: Tensor 
         return torch.matmul(_weights(scores_BHQK, mask_B1QK), v_BHKE)
     attended_BHQE = q_BHQE.new_empty(batch, queries, heads, width).transpose(1, 2)  # as it is read next
     group = max(1, _SCORES_AT_ONCE // (queries * k_BHKE.shape[2]))
+    mask_B1QK = None if mask_B1QK is None else mask_B1QK.expand(batch, -1, -1, -1)
     for row, first in itertools.product(range(batch), range(0, heads, group)):
         part = slice(row, row + 1), slice(first, first + group)
-        mask_11QK = None if mask_B1QK is None else mask_B1QK[row : row + 1] if len(mask_B1QK) > 1 else mask_B1QK
+        mask_11QK = None if mask_B1QK is None else mask_B1QK[part[0]]
         weights_1HQK = _weights(torch.matmul(scaled_BHQE[part], k_BHKE[part].mT), mask_11QK)
         attended_BHQE[part] = torch.matmul(weights_1HQK, v_BHKE[part])
     return attended_BHQE

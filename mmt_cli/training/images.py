@@ -55,8 +55,12 @@ class Images:
         self.augmentation = augmentation
         self.reader = reader  # of the same examples; None: each is read by itself
 
-    def prepare(self) -> Iterator[Prepared]:
-        """Do what is to be done once before the first `load`, yielding how far it is."""
+    def prepare(self, *, keep_gaps: bool = False) -> Iterator[Prepared]:
+        """Do what is to be done once before the first `load`, yielding how far it is.
+
+        Args:
+            keep_gaps: leave images that cannot be read to be told by `load`.
+        """
         return iter(())
 
     def mirrored(self, index: int, epoch: int) -> bool:
@@ -114,22 +118,11 @@ class FeatureImages(Images):
     features of an image that cannot be read stands NaN.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        captioner: Captioner,
-        augmentation: Augmentation | None = None,
-        reader: SequentialReader | None = None,
-        *,
-        keeps_gaps: bool = False,
-    ) -> None:
-        """Say whether images that cannot be read are no error until they are asked for."""
-        super().__init__(examples, captioner, augmentation, reader)
-        self.keeps_gaps = keeps_gaps
-        self._files: dict[bool, Path] = {}  # by whether the images are mirrored
-
-    def prepare(self) -> Iterator[Prepared]:
+    def prepare(self, *, keep_gaps: bool = False) -> Iterator[Prepared]:
         """Open the features' files, after running the tower over every image where there are none.
+
+        Args:
+            keep_gaps: leave images that cannot be read to be told by `load`.
 
         Raises:
             DataError: an image cannot be read, and no gaps are kept.
@@ -137,6 +130,8 @@ class FeatureImages(Images):
         """
         if not len(self.examples):
             return
+        self.keeps_gaps = keep_gaps
+        self.files: dict[bool, Path] = {}  # by whether the images are mirrored
         self.features_END = yield from self._features(mirrored=False)
         if self.augmentation is not None:
             self.mirrored_END = yield from self._features(mirrored=True)
@@ -144,7 +139,7 @@ class FeatureImages(Images):
     def _features(self, *, mirrored: bool) -> Generator[Prepared, None, Tensor]:
         total = len(self.examples)
         file, shape = self._file(mirrored=mirrored)
-        self._files[mirrored] = file
+        self.files[mirrored] = file
         if is_whole(file, shape):
             yield Prepared(done=total, total=total, file=file, found=True)
         else:
@@ -164,7 +159,7 @@ class FeatureImages(Images):
         features_ND = (self.mirrored_END if mirrored else self.features_END)[index]
         if features_ND[0, 0].isnan():
             key, _ = super().load(index, epoch)  # says why, unless it can be read by now
-            advice = f"remove {printable(self._files[mirrored])}, and they are made again"
+            advice = f"remove {printable(self.files[mirrored])}, and they are made again"
             raise DataError(f"features are missing ({key}, which could not be read when they were made); {advice}")
         return self.examples[index].key, features_ND
 

@@ -357,11 +357,11 @@ def test_features_of_an_image_that_can_be_read_again_are_to_be_made_again(
 ) -> None:
     whole, examples = (squares / "8.png").read_bytes(), open_dataset([str(squares)])
     [place] = [index for index, example in enumerate(examples) if example.key.endswith("8.png")]
-    made = FeatureImages(examples, captioner, keeps_gaps=True)
+    made = FeatureImages(examples, captioner)
     # As a tower of clamped convolutions may.
     captioner.model.vision.register_forward_hook(lambda *given: replace(given[-1], x_BND=given[-1].x_BND.nan_to_num()))
     (squares / "8.png").write_bytes(whole[: len(whole) // 2])
-    list(made.prepare())
+    list(made.prepare(keep_gaps=True))
     with pytest.raises(DataError, match=r"8\.png.*; mend it, or allow for it with --max-errors"):
         made.load(place, 0)
     (squares / "8.png").write_bytes(whole)

@@ -52,15 +52,11 @@ class CaptionTask:
         self.lock = threading.Lock()
         self.check_data()
         self.captioner = build(options, self.examples.captions, self.needed)
+        images = FeatureImages if options.cache_features else Images
         augmentation = Augmentation(kinds=options.augment, seed=options.seed) if options.augment else None
         self.reader = None if options.shuffle_buffer is None else SequentialReader(self.examples, self._arrivals)
-        shown = self.examples, self.captioner, augmentation, self.reader
-        val_shown = self.val_examples, self.captioner
-        self.images: Images = Images(*shown)
-        self.val_images: Images = Images(*val_shown)
-        if options.cache_features:
-            self.images = FeatureImages(*shown, keeps_gaps=options.max_errors is not None)
-            self.val_images = FeatureImages(*val_shown)
+        self.images = images(self.examples, self.captioner, augmentation, self.reader)
+        self.val_images = images(self.val_examples, self.captioner)
         self.objective = self.build_objective()
 
     def check_data(self) -> None:
@@ -81,7 +77,7 @@ class CaptionTask:
 
     def prepare(self) -> Iterator[Prepared]:
         """Have the images prepared, and have captions turned into tokens."""
-        yield from self.images.prepare()
+        yield from self.images.prepare(keep_gaps=self.options.max_errors is not None)
         yield from self.val_images.prepare()
         self.rows = self.encode(self.examples)
 
